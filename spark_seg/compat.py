@@ -1,0 +1,101 @@
+"""Every shim over the frozen upstream libraries, in one place.
+
+mmengine, mmcv and mmsegmentation are no longer released. What newer torch, DeepSpeed and setuptools broke is
+mended here, guarded so that a library that does not need the shim is left alone. Each shim names its reason and a
+link; `tests/test_compat.py` has a test for each that fails when the shim is no longer needed.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+
+class _ExtStub(types.ModuleType):
+    """Stands in for mmcv's compiled operators; any use of one says what to install."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*_: object, **__: object) -> None:
+            raise RuntimeError(
+                f"the compiled operator {name!r} of mmcv is not in mmcv-lite; SegFormer needs none of "
+                "them: for models that do, install the full package mmcv"
+            )
+
+        return missing
+
+
+def install_mmcv_ext_stub() -> bool:
+    """Lets `mmseg` import with `mmcv-lite`.
+
+    mmseg imports `mmcv.ops` unguarded (`san_head`, `point_sample` ...), which needs the compiled `mmcv._ext`;
+    no wheels of it exist for today's torch (https://github.com/open-mmlab/mmcv/issues/3224). SegFormer calls
+    none of these operators. A real `mmcv._ext` is left alone. The module's spec has no loader, so that
+    `mmcv.utils.ext_loader`'s and `mmcv_full_available()`'s answer stays "not there".
+
+    Returns:
+        Whether the stub is in place.
+    """
+    present = sys.modules.get("mmcv._ext")
+    if present is not None:
+        return isinstance(present, _ExtStub)
+    mmcv = importlib.util.find_spec("mmcv")
+    if mmcv is None or mmcv.submodule_search_locations is None:
+        return False
+    if importlib.machinery.PathFinder.find_spec("mmcv._ext", mmcv.submodule_search_locations):
+        return False
+    stub = _ExtStub("mmcv._ext")
+    stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
+    sys.modules["mmcv._ext"] = stub
+    return True
+
+
+def register_deepspeed_optimizers() -> list[str]:
+    """Registers DeepSpeed's optimizers with mmengine as far as the installed DeepSpeed has them, any number of times.
+
+    mmengine's own function imports `deepspeed.runtime.fp16.onebit`, removed in DeepSpeed 0.19.7
+    (https://github.com/deepspeedai/DeepSpeed/pull/8489), and raises KeyError when a second strategy is
+    built in one process.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.ops.lamb import FusedLamb
+    from mmengine.registry import OPTIMIZERS
+
+    found = [DeepSpeedCPUAdam, FusedAdam, FusedLamb]
+    if importlib.util.find_spec("deepspeed.runtime.fp16.onebit"):
+        from deepspeed.runtime.fp16 import onebit
+
+        found += [onebit.OnebitAdam, onebit.OnebitLamb, onebit.ZeroOneAdam]
+    for optimizer in found:
+        OPTIMIZERS.register_module(module=optimizer, force=True)
+    return [optimizer.__name__ for optimizer in found]
+
+
+def patch_deepspeed_strategy() -> None:
+    """Makes `mmengine._strategy.deepspeed` use `register_deepspeed_optimizers` from here."""
+    from mmengine._strategy import deepspeed as module
+
+    module.register_deepspeed_optimizers = register_deepspeed_optimizers
+
+
+def skip_deepspeed_cpu_build() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory collective on the CPU.
+
+    `deepspeed.init_distributed` with gloo builds `deepspeed_shm_comm` with g++ (minutes, and an error where
+    there is no compiler) for a faster all-reduce between the processes of one host. It is optional: marked
+    incompatible, DeepSpeed goes through torch.distributed
+    (https://github.com/deepspeedai/DeepSpeed/blob/v0.19.6/deepspeed/comm/torch.py, `build_shm_op`).
+    """
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def install() -> None:
+    """Installs what must be there before mmseg is imported. Cheap, and may be called any number of times."""
+    install_mmcv_ext_stub()
