@@ -1,0 +1,1 @@
+"""Evaluation: integer counts per image first, ratios over them later."""

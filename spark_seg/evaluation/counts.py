@@ -1,0 +1,165 @@
+"""Integer counts per image: all that evaluation keeps. Every score is a pure function over them.
+
+Legend: N images, C = 3 classes (background, body, panel); a confusion matrix is int64 [C, C] with
+the truth in rows and the prediction in columns, in pixels.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from spark_seg.atomic import write_bytes
+from spark_seg.errors import UserError, UserFileNotFoundError
+
+CLASS_COUNT = 3
+IGNORE = 255
+# cv2.calcHist returns float32, which holds every integer only up to 2**24.
+_BLOCK = 1 << 24
+
+
+def _labels(array: np.ndarray, what: str, ignore: bool) -> np.ndarray:
+    """The mask as contiguous uint8, after a look at its values where uint8 could hide them."""
+    array = np.asarray(array)
+    if array.dtype == np.bool_:
+        return np.ascontiguousarray(array).view(np.uint8)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"the {what} holds {array.dtype}, not class indices")
+    if array.dtype != np.uint8 and array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > (IGNORE if ignore else CLASS_COUNT - 1):
+            raise _illegal(what, low if low < 0 else high)
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def _illegal(what: str, value: int) -> UserError:
+    return UserError(
+        f"the {what} holds class {value}; classes are 0 to {CLASS_COUNT - 1}"
+        + (f", and {IGNORE} for pixels not to be counted" if what == "truth" else "")
+    )
+
+
+def confusion(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Counts the pixels of each pair of true and predicted class in one image.
+
+    Args:
+        pred: Class indices 0..2, [H, W] of any integer type (bool counts as 0 and 1).
+        truth: Class indices 0..2, or 255 where a pixel is not to be counted, of the same size.
+
+    Returns:
+        int64 [3, 3], rows truth, columns prediction. Exact at any size.
+
+    Raises:
+        UserError: The sizes differ, or a value is no class.
+        TypeError: Not an array of integers.
+    """
+    if np.shape(pred) != np.shape(truth):
+        raise UserError(
+            f"prediction of size {np.shape(pred)} and truth of size {np.shape(truth)}: "
+            "both must have the mask's own size"
+        )
+    pred = _labels(pred, "prediction", ignore=False).ravel()
+    truth = _labels(truth, "truth", ignore=True).ravel()
+    total = np.zeros((CLASS_COUNT, CLASS_COUNT), np.int64)
+    for start in range(0, pred.size, _BLOCK):
+        total += _count(pred[start : start + _BLOCK], truth[start : start + _BLOCK])
+    return total
+
+
+def _count(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The confusion matrix of one block of uint8 [n] labels, n <= 2**24."""
+    if (highest := int(pred.max())) >= CLASS_COUNT:
+        raise _illegal("prediction", highest)
+    # cv2's arithmetic saturates, so that truth 255 lands in bin 255 whatever was predicted. So
+    # would an illegal truth of 64 and more: the count of real 255s tells them apart.
+    pair = cv2.addWeighted(truth[None], 4, pred[None], 1, 0)
+    bins = cv2.calcHist([pair], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    counts = bins[:12].reshape(CLASS_COUNT, 4)[:, :CLASS_COUNT]
+    ignored = int(np.count_nonzero(truth == IGNORE)) if bins[IGNORE] else 0
+    if int(counts.sum()) + ignored != pred.size:
+        raise _illegal("truth", int(truth[(truth >= CLASS_COUNT) & (truth != IGNORE)].max()))
+    return counts
+
+
+def pooled(stack: np.ndarray) -> np.ndarray:
+    """The confusion matrix of all images together: [N, 3, 3] -> int64 [3, 3]; N may be 0."""
+    return np.asarray(stack, np.int64).reshape(-1, CLASS_COUNT, CLASS_COUNT).sum(0)
+
+
+def true_positives(confusions: np.ndarray) -> np.ndarray:
+    """Pixels of each class found as such: [..., 3, 3] -> int64 [..., 3]."""
+    return np.diagonal(np.asarray(confusions, np.int64), axis1=-2, axis2=-1).copy()
+
+
+def false_positives(confusions: np.ndarray) -> np.ndarray:
+    """Pixels given to each class that are not of it: [..., 3, 3] -> int64 [..., 3]."""
+    return np.asarray(confusions, np.int64).sum(-2) - true_positives(confusions)
+
+
+def false_negatives(confusions: np.ndarray) -> np.ndarray:
+    """Pixels of each class given to another: [..., 3, 3] -> int64 [..., 3]."""
+    return np.asarray(confusions, np.int64).sum(-1) - true_positives(confusions)
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """The counts of a split, one row per image.
+
+    Attributes:
+        ids: Sample ids, str [N], for example `Soho/val/image_00001`.
+        satellites: Names of the spacecraft, str [N]; empty where unknown.
+        confusion: int64 [N, 3, 3].
+    """
+
+    ids: np.ndarray
+    satellites: np.ndarray
+    confusion: np.ndarray
+
+    @classmethod
+    def collect(cls, rows: Iterable[tuple[str, str, np.ndarray]]) -> "ImageCounts":
+        """Puts (id, satellite, confusion) rows together, ordered by id whatever the order given."""
+        ordered = sorted(rows, key=lambda row: row[0])
+        stack = [np.asarray(matrix, np.int64) for _, _, matrix in ordered]
+        return cls(
+            ids=np.array([row[0] for row in ordered], dtype=np.str_),
+            satellites=np.array([row[1] for row in ordered], dtype=np.str_),
+            confusion=np.stack(stack)
+            if stack
+            else np.zeros((0, CLASS_COUNT, CLASS_COUNT), np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def save(self, path: str | Path) -> None:
+        """Writes `ids`, `satellites`, `confusion` as npz in one step; the folder must be there."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, ids=self.ids, satellites=self.satellites, confusion=self.confusion
+        )
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ImageCounts":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: The file is missing or holds something else.
+        """
+        if not Path(path).is_file():
+            raise UserFileNotFoundError(
+                f"no counts file {path}: evaluate with an output folder first"
+            )
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                counts = cls(file["ids"], file["satellites"], file["confusion"])
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is no file of counts ({error}): evaluate again") from error
+        shape = (len(counts.ids), CLASS_COUNT, CLASS_COUNT)
+        if counts.confusion.shape != shape or counts.satellites.shape != shape[:1]:
+            raise UserError(f"{path} is no file of counts (its shapes differ): evaluate again")
+        return counts
