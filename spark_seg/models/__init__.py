@@ -1,0 +1,1 @@
+"""The network's own parts: loss, published weights, freezing, size and cost."""
