@@ -1,0 +1,116 @@
+"""From a loaded config to a runner for training or for prediction."""
+
+import copy
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from spark_seg.engine.checkpoints import apply_state_dict
+from spark_seg.engine.runner import SparkRunner
+from spark_seg.engine.strategy import resolve_precision
+from spark_seg.errors import UserError
+from spark_seg.models.freeze import freeze_backbone
+from spark_seg.models.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    import torch
+    from mmengine.config import Config
+
+STRATEGIES = ("deepspeed", "single")
+
+
+def training_runner(cfg: "Config", strategy: str = "deepspeed") -> SparkRunner:
+    """A runner whose `train()` trains what the config says.
+
+    Args:
+        cfg: As from `spark_seg.config.load_config`, with `work_dir` set.
+        strategy: `deepspeed`, or `single` for plain PyTorch on one device.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.pop("test_dataloader", None)
+    init = partial(
+        _init_for_training,
+        pretrained=cfg.get("pretrained"),
+        variant=cfg.get("variant"),
+        freeze=cfg.get("freeze_backbone", False),
+    )
+    _set_strategy(cfg, strategy, init)
+    return _build(cfg)
+
+
+def prediction_runner(
+    cfg: "Config",
+    weights: "dict[str, torch.Tensor]",
+    source: str | Path,
+    dataloader: dict,
+    evaluator: dict,
+    strategy: str = "deepspeed",
+) -> SparkRunner:
+    """A runner whose `test()` predicts with given weights: DeepSpeed at stage 0 without an optimizer, or `single`.
+
+    Args:
+        cfg: As from `load_config`, with `work_dir` set to where logs may go.
+        weights: A state dict, loaded before DeepSpeed starts.
+        source: Where the weights come from, for messages.
+        dataloader: The loader's config.
+        evaluator: The metric's config.
+        strategy: `deepspeed` or `single`.
+    """
+    cfg = copy.deepcopy(cfg)
+    for key in ("train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg"):
+        cfg.pop(key, None)
+    for key in ("val_dataloader", "val_evaluator", "val_cfg"):
+        cfg.pop(key, None)
+    cfg.test_dataloader, cfg.test_evaluator = dataloader, evaluator
+    cfg.test_cfg = dict(type="SparkTestLoop")
+    hooks = ("timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+    cfg.default_hooks = dict.fromkeys(hooks)
+    cfg.custom_hooks = [dict(type="ProgressHook")]
+    _set_strategy(cfg, strategy, partial(apply_state_dict, state=weights, path=source))
+    return _build(cfg)
+
+
+def _init_for_training(
+    model: nn.Module, pretrained: str | None, variant: str, freeze: bool
+) -> None:
+    load_pretrained(model, pretrained, variant)
+    if freeze:
+        freeze_backbone(model)
+
+
+def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
+    precision = resolve_precision(cfg.get("precision", "auto"))
+    if strategy == "deepspeed":
+        cfg.strategy.update(precision=precision, init_model=init)
+        return
+    if strategy != "single":
+        raise UserError(f"no strategy {strategy!r}: there are {', '.join(STRATEGIES)}")
+    cfg.strategy = dict(
+        type="SparkSingleDeviceStrategy", precision=precision, init_model=init
+    )
+    if cfg.get("optim_wrapper"):
+        wrapper = cfg.optim_wrapper
+        wrapper.type = "OptimWrapper"
+        if precision == "bf16":
+            wrapper.type, wrapper.dtype = "AmpOptimWrapper", "bfloat16"
+            wrapper.loss_scale = 1.0  # bf16 has fp32's range and needs no scaling
+        if cfg.get("clip_grad"):
+            wrapper.clip_grad = dict(max_norm=cfg.clip_grad)
+
+
+def _build(cfg: "Config") -> SparkRunner:
+    # The function in it can neither be printed nor saved: kept out of the config that the runner records.
+    strategy = dict(cfg.pop("strategy"))
+    recorded = copy.deepcopy(cfg)
+    recorded.strategy = {k: v for k, v in strategy.items() if k != "init_model"}
+    names = (
+        "work_dir experiment_name train_dataloader optim_wrapper param_scheduler train_cfg val_dataloader "
+        "val_evaluator val_cfg test_dataloader test_evaluator test_cfg default_hooks custom_hooks env_cfg "
+        "log_processor log_level visualizer default_scope randomness"
+    ).split()
+    given = {name: cfg[name] for name in names if cfg.get(name) is not None}
+    sys.stdout.flush()
+    return SparkRunner(cfg["model"], strategy=strategy, launcher="none", cfg=recorded, **given)

@@ -1,0 +1,1 @@
+"""Hooks: checkpoints, the run's record, progress."""
