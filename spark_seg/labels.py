@@ -158,7 +158,7 @@ def histogram(values: np.ndarray) -> np.ndarray:
     flat = np.ascontiguousarray(values, np.uint8).reshape(1, -1)
     if flat.size >= 1 << 24:  # OpenCV counts in float32
         return np.bincount(flat[0], minlength=256)
-    return cv2.calcHist([flat], [0], None, [256], [0, 256])[:, 0].astype(np.int64)
+    return cv2.calcHist([flat], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
 
 
 def _check_indices(img: np.ndarray, name: str) -> np.ndarray:

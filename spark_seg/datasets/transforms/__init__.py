@@ -1,0 +1,1 @@
+"""Transforms of the pipelines, registered with mmseg when their modules are imported."""

@@ -1,0 +1,225 @@
+"""Where the pixels go: resizing the whole frame, and all of the augmentation's geometry in one
+resampling.
+
+Coordinates count from pixel centres: resizing maps x to (x + 0.5) * new / old - 0.5.
+"""
+
+# ruff: noqa: NPY002 - mmengine seeds numpy's global generator, in every loader process
+
+from typing import Any
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmseg.registry import TRANSFORMS
+
+from spark_seg.errors import UserError
+from spark_seg.labels import IGNORE_INDEX
+
+Size = int | tuple[int, int]
+
+
+def height_width(size: Size, name: str) -> tuple[int, int]:
+    """`(H, W)` of a side or a pair.
+
+    Raises:
+        UserError: It is neither, or not positive.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise UserError(f"{name}={size!r}: give a side in pixels or (height, width)")
+    return pair
+
+
+def resize_image(img: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 `[H, W, 3]`; averages areas where it shrinks, interpolates where it grows."""
+    if img.shape[:2] == (height, width):
+        return img
+    shrinks = height <= img.shape[0] and width <= img.shape[1]
+    kind = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(img, (width, height), interpolation=kind)
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 `[H, W]` class indices by the nearest pixel, so that no class is invented."""
+    if mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+@TRANSFORMS.register_module()
+class ResizeFrame(BaseTransform):
+    """Resizes the whole frame, whatever its aspect.
+
+    Sets `img`, `img_shape` `(H, W)` and `scale_factor` `(w, h)`.
+
+    Args:
+        size: The new side in pixels, or `(height, width)`.
+        mask: Also resize the mask. Evaluation does not: labels are compared at the mask's own size.
+    """
+
+    def __init__(self, size: Size, mask: bool = False) -> None:
+        self.height, self.width = height_width(size, "size")
+        self.mask = mask
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        h, w = results["img"].shape[:2]
+        results["img"] = resize_image(results["img"], self.height, self.width)
+        results["img_shape"] = (self.height, self.width)
+        results["scale_factor"] = (self.width / w, self.height / h)
+        if self.mask and "gt_seg_map" in results:
+            results["gt_seg_map"] = resize_mask(results["gt_seg_map"], self.height, self.width)
+        return results
+
+    def __repr__(self) -> str:
+        return f"ResizeFrame(size=({self.height}, {self.width}), mask={self.mask})"
+
+
+@TRANSFORMS.register_module()
+class RandomWarp(BaseTransform):
+    """Resize, scale, rotation, shift, flips and crop in one resampling of the frame.
+
+    The frame is resized to `size`, then scaled and rotated about its centre, shifted and flipped;
+    of the result a window of `crop` is kept. What lies outside of the source frame is black in the
+    image and ignored in the mask. Shrinking by two and more averages whole blocks of pixels first,
+    so that stars and thin booms do not flicker. With nothing drawn but flips it equals
+    `ResizeFrame` exactly. Draws from numpy's global generator.
+
+    Args:
+        size: The frame's new side in pixels, or `(height, width)`.
+        hflip: Probability of mirroring left and right.
+        vflip: Probability of mirroring top and bottom.
+        rotation: Largest angle in degrees, drawn evenly from both sides of zero.
+        scale: Largest relative change of size: 0.2 draws a factor from 0.8 to 1.2.
+        shift: Largest shift as a share of the new width and height.
+        crop: Side or `(height, width)` of the window, at a random place; None keeps the whole
+            frame.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        hflip: float = 0.5,
+        vflip: float = 0.5,
+        rotation: float = 30.0,
+        scale: float = 0.2,
+        shift: float = 0.1,
+        crop: Size | None = None,
+    ) -> None:
+        self.size = height_width(size, "size")
+        self.crop = self.size if crop is None else height_width(crop, "crop")
+        if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
+            raise UserError(f"crop={crop!r} is larger than the frame's size={size!r}")
+        for name, value, top in (("hflip", hflip, 1), ("vflip", vflip, 1), ("shift", shift, 1)):
+            if not 0 <= value <= top:
+                raise UserError(f"{name}={value!r}: must lie between 0 and {top}")
+        if not 0 <= rotation <= 180:
+            raise UserError(f"rotation={rotation!r}: must lie between 0 and 180 degrees")
+        if not 0 <= scale < 1:
+            raise UserError(f"scale={scale!r}: must lie between 0 and below 1")
+        self.hflip, self.vflip = hflip, vflip
+        self.rotation, self.scale, self.shift = rotation, scale, shift
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        angle = np.random.uniform(-self.rotation, self.rotation)
+        factor = 1 + np.random.uniform(-self.scale, self.scale)
+        shift = np.random.uniform(-self.shift, self.shift, 2)
+        flips = (np.random.rand() < self.hflip, np.random.rand() < self.vflip)
+        top, left = (np.random.randint(self.size[k] - self.crop[k] + 1) for k in (0, 1))
+        img, mask = results["img"], results.get("gt_seg_map")
+        if angle == 0 and factor == 1 and not shift.any():
+            img, mask = self._resize_flip(img, mask, flips, top, left)
+        else:
+            matrix = frame_matrix(img.shape[:2], self.size, angle, factor, shift, flips)
+            matrix[:, 2] -= (left, top)
+            img = warp_image(img, matrix, self.crop)
+            mask = None if mask is None else warp_mask(mask, matrix, self.crop)
+        results["img"], results["img_shape"] = img, self.crop
+        if mask is not None:
+            results["gt_seg_map"] = mask
+        return results
+
+    def _resize_flip(
+        self,
+        img: np.ndarray,
+        mask: np.ndarray | None,
+        flips: tuple[bool, bool],
+        top: int,
+        left: int,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        window = np.s_[top : top + self.crop[0], left : left + self.crop[1]]
+        order = np.s_[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+        img = np.ascontiguousarray(resize_image(img, *self.size)[order][window])
+        if mask is not None:
+            mask = np.ascontiguousarray(resize_mask(mask, *self.size)[order][window])
+        return img, mask
+
+    def __repr__(self) -> str:
+        return (
+            f"RandomWarp(size={self.size}, hflip={self.hflip}, vflip={self.vflip}, "
+            f"rotation={self.rotation}, scale={self.scale}, shift={self.shift}, crop={self.crop})"
+        )
+
+
+def frame_matrix(
+    source: tuple[int, int],
+    size: tuple[int, int],
+    angle: float,
+    factor: float,
+    shift: np.ndarray,
+    flips: tuple[bool, bool],
+) -> np.ndarray:
+    """The affine map float64 `[2, 3]` from source pixels to output pixels (x, y).
+
+    Args:
+        source: `(H, W)` of the source.
+        size: `(H, W)` of the output.
+        angle: Degrees, counter-clockwise as seen.
+        factor: Scale about the centre.
+        shift: `(x, y)` as shares of the output's width and height.
+        flips: Mirror left and right, top and bottom, after everything else.
+    """
+    height, width = size
+    theta = np.deg2rad(angle)
+    cos, sin = factor * np.cos(theta), factor * np.sin(theta)
+    linear = np.array([[cos, sin], [-sin, cos]])
+    move = np.asarray(shift) * (width, height)
+    for axis, flip in enumerate(flips):
+        if flip:
+            linear[axis] *= -1
+            move[axis] *= -1
+    linear = linear * (width / source[1], height / source[0])
+    centre_in = np.array([source[1], source[0]]) / 2
+    centre_out = np.array([width, height]) / 2
+    # Continuous coordinates u = x + 0.5: out = linear (u - centre_in) + centre_out + move
+    offset = centre_out + move - linear @ centre_in + linear @ (0.5, 0.5) - 0.5
+    return np.column_stack([linear, offset])
+
+
+def warp_image(img: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resamples uint8 `[H, W, 3]` by `matrix` into `(H, W)` = `size`; black outside."""
+    h, w = img.shape[:2]
+    # The map's columns say how far a step of one source pixel goes: their inverse is the shrinking.
+    shrink_x, shrink_y = 1 / np.hypot(*matrix[:, 0]), 1 / np.hypot(*matrix[:, 1])
+    block_x, block_y = (int(s + 1e-6) for s in (shrink_x, shrink_y))
+    if block_x >= 2 or block_y >= 2:
+        small = -(-w // max(block_x, 1)), -(-h // max(block_y, 1))
+        img = cv2.resize(img, small, interpolation=cv2.INTER_AREA)
+        scale = np.array([w / small[0], h / small[1]])
+        linear = matrix[:, :2] * scale
+        centre = matrix[:, :2] @ (0.5 * scale - 0.5)
+        matrix = np.column_stack([linear, matrix[:, 2] + centre])
+    return cv2.warpAffine(img, matrix, size[::-1], flags=cv2.INTER_LINEAR)
+
+
+def warp_mask(mask: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resamples uint8 `[H, W]` class indices by the nearest pixel; ignored outside of the
+    source."""
+    return cv2.warpAffine(
+        mask,
+        matrix,
+        size[::-1],
+        flags=cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=IGNORE_INDEX,
+    )
