@@ -15,9 +15,10 @@ import numpy as np
 
 from spark_seg.atomic import write_bytes
 from spark_seg.errors import UserError, UserFileNotFoundError
+from spark_seg.labels import CLASSES, IGNORE_INDEX
 
-CLASS_COUNT = 3
-IGNORE = 255
+CLASS_COUNT = len(CLASSES)
+IGNORE = IGNORE_INDEX
 # cv2.calcHist returns float32, which holds every integer only up to 2**24.
 _BLOCK = 1 << 24
 

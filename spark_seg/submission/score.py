@@ -1,0 +1,108 @@
+"""Scores a submission against masks, so that the whole chain is scored, the zip's writing included.
+
+python -m spark_seg.submission.score submission.zip --truth FOLDER [--json FILE]
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from spark_seg.atomic import make_folder
+from spark_seg.errors import UserError, UserFileNotFoundError
+from spark_seg.evaluation.counts import ImageCounts, confusion
+from spark_seg.evaluation.table import metrics_of, table_lines, write_metrics_json
+from spark_seg.labels import read_mask
+from spark_seg.progress import track
+from spark_seg.submission.check import open_zip, read_labels, structure
+
+_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def find_truth(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Maps members to masks: `test_00000_layer.npz` to `test_00000_layer.jpg` or `test_00000.png`.
+
+    Folders inside are searched too; hidden files (macOS's `._*`) are no masks.
+
+    Raises:
+        UserFileNotFoundError: No such folder, or no mask in it.
+        UserError: Two masks with one member.
+    """
+    if not os.path.isdir(folder):
+        raise UserFileNotFoundError(f"{folder}: there is no such folder of masks")
+    found: dict[str, str] = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.name.startswith(".") or path.suffix.lower() not in _EXTENSIONS:
+            continue
+        member = path.stem.removesuffix("_layer") + "_layer.npz"
+        if member in found:
+            raise UserError(f"{found[member]} and {path} are both the truth of {member}: keep one")
+        found[member] = str(path)
+    if not found:
+        raise UserFileNotFoundError(
+            f"{folder}: no mask in it (looked for {', '.join(_EXTENSIONS)} files)"
+        )
+    return found
+
+
+def score_zip(
+    zip_path: str | os.PathLike[str], truth: str | os.PathLike[str], progress: bool = False
+) -> ImageCounts:
+    """Counts of every image of a submission.
+
+    Args:
+        zip_path: The submission, of either dtype.
+        truth: Folder of masks, colour or index, of the images' own size; named as in the data
+            (`test_00000_layer.jpg`) or as in the zip.
+        progress: Whether to show progress on stderr.
+
+    Returns:
+        The counts per image; ids are the members' stems without `_layer`, satellites are empty.
+
+    Raises:
+        UserFileNotFoundError: No such zip, folder or mask.
+        UserError: Members without mask or masks without member, a member that is no legal answer,
+            another size than the mask's, a file that is no mask.
+    """
+    masks = find_truth(truth)
+    rows = []
+    with open_zip(zip_path) as archive:
+        infos = archive.infolist()
+        if problems := structure(infos, list(masks)):
+            raise UserError(f"{zip_path} against {truth}: {'; '.join(problems)}")
+        items = track(infos, len(infos), "score") if progress else iter(infos)
+        for info in items:
+            mask = read_mask(masks[info.filename])
+            height, width = mask.shape
+            labels, _ = read_labels(archive, info, (height, width))
+            name = info.filename.removesuffix("_layer.npz")
+            rows.append((name, "", confusion(labels, mask)))
+    return ImageCounts.collect(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table that evaluation prints, and writes the same flat JSON on request."""
+    parser = argparse.ArgumentParser(
+        prog="python -m spark_seg.submission.score", description="Score a submission against masks."
+    )
+    parser.add_argument("zip", help="the submission")
+    parser.add_argument("--truth", required=True, help="folder of masks, named as in the data")
+    parser.add_argument("--json", help="write the numbers into this file, flat keys, 0 to 1")
+    args = parser.parse_args(argv)
+    counts = score_zip(args.zip, args.truth, progress=True)
+    print("\n".join(table_lines(counts.confusion)))
+    if args.json:
+        make_folder(Path(args.json).parent)
+        write_metrics_json(args.json, metrics_of(counts.confusion))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
