@@ -6,6 +6,7 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from spark_seg.datasets.io import read_image
+from spark_seg.datasets.memory import reuse_memory
 from spark_seg.errors import UserError
 from spark_seg.labels import read_mask
 
@@ -21,6 +22,7 @@ class LoadSparkImage(BaseTransform):
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        reuse_memory()
         results["img"] = read_image(results["img_path"])
         results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
         return results
