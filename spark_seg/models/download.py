@@ -1,0 +1,95 @@
+"""Fetches published files once, into torch's own cache folder, checked by their hash."""
+
+import hashlib
+import http.client
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from spark_seg.atomic import make_folder, user_errors
+from spark_seg.errors import UserError
+from spark_seg.progress import Progress
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without a byte
+
+
+def cache_folder() -> Path:
+    """Where torch.hub keeps weights: `$TORCH_HOME/hub/checkpoints`, else in `~/.cache/torch`."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def fetch(url: str, digest: str) -> Path:
+    """The path of a file in the cache, downloaded where it is not there yet.
+
+    The download is written beside and renamed when its hash is right, so that neither an
+    interrupted one nor several at a time leave a broken file.
+
+    Args:
+        url: An http(s) or file URL; its last part is the file's name in the cache.
+        digest: How the file's SHA-256 begins, in hex.
+
+    Raises:
+        UserError: The address cannot be reached, the cache not written, or the file is not the one
+            expected.
+    """
+    path = cache_folder() / url.rsplit("/", 1)[1]
+    if path.is_file():
+        with user_errors(path):
+            if not _sha256(path).startswith(digest):
+                raise UserError(
+                    f"{path} is damaged (its SHA-256 does not begin with {digest}): delete it and "
+                    "start again"
+                )
+        return path
+    make_folder(path.parent)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        hashed = hashlib.sha256()
+        with user_errors(path), part.open("xb") as file:
+            for chunk in _download(url, path):
+                hashed.update(chunk)
+                file.write(chunk)
+        if not hashed.hexdigest().startswith(digest):
+            raise UserError(
+                f"what {url} sent is cut short or another file (its SHA-256 does not begin with "
+                f"{digest}): start again, or {_by_hand(path)}"
+            )
+        with user_errors(path):
+            os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+    return path
+
+
+def _by_hand(path: Path) -> str:
+    return f"put the file at {path}, or train from scratch with --cfg-options pretrained=None"
+
+
+def _download(url: str, path: Path) -> Iterator[bytes]:
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "spark_seg"}), timeout=_TIMEOUT) as reply:
+            size = int(reply.headers.get("Content-Length") or 0)
+            with Progress(round(size / 1e6), f"download {path.name}", "MB") as bar:
+                received = 0
+                while chunk := reply.read(_CHUNK):
+                    before, received = received, received + len(chunk)
+                    bar.update(round(received / 1e6) - round(before / 1e6))
+                    yield chunk
+    except (HTTPError, URLError, http.client.HTTPException, OSError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        code = f"{error.code} " if isinstance(error, HTTPError) else ""
+        told = " ".join(f"{code}{reason}".split())
+        raise UserError(f"cannot download {url} ({told}): {_by_hand(path)}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
