@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from spark_seg.datasets.io import PathLike, decode, is_jpeg, is_png, read_bytes
+from spark_seg.datasets.jpeg import jpeg_info
 from spark_seg.errors import UserError
 
 CLASSES = ("background", "body", "panel")
@@ -24,6 +25,12 @@ FAR = 60.0
 FAR_SHARE = 0.01
 """A colour mask with a larger share of far pixels is no mask."""
 
+_SURE = (
+    34  # no channel is off by more: the class is beyond doubt, and within FAR (sqrt(3) * 34 < 60)
+)
+# Weight of chroma beside luminance where chroma is coarse. Of 0 to 0.45 on rendered craft of 24 to
+# 300 px, 0.25 was the one never below nearest RGB, even on masks that were compressed twice.
+_CHROMA = 0.25
 _GREY = 8  # channels that differ by no more than this are grey
 _VIEW_IGNORED = (128, 128, 128)
 _REMEDY = "put the original colour mask or a single-channel PNG of class indices 0/1/2 in its place"
@@ -59,11 +66,16 @@ def decode_mask(img: np.ndarray, name: str) -> np.ndarray:
         return _check_indices(img.reshape(img.shape[:2]), name)
     if img.ndim != 3 or img.shape[2] not in (3, 4):
         raise UserError(f"{name}: not a mask, its shape is {img.shape}; {_REMEDY}")
-    return _decode_colours(img, name)
+    return _decode_colours(img, name, None)
 
 
 def read_mask(path: PathLike) -> np.ndarray:
     """Reads a mask of any accepted coding; see `decode_mask`.
+
+    Where a JPEG stores chroma more coarsely than luminance (4:2:0, as most encoders do), only
+    luminance knows the edges: red, blue and black have 76, 29 and 0 of it. Unclear pixels then take
+    the nearest colour in YCbCr with chroma weighted by 0.25. That is never below nearest RGB and
+    loses a fifth as much: body and panel of whole craft keep IoU 0.98 where RGB goes down to 0.955.
 
     A PNG with a palette counts by its colours where those are the three colours, else by its
     indices. An EXIF orientation is ignored, as for images.
@@ -86,6 +98,10 @@ def read_mask(path: PathLike) -> np.ndarray:
             f"{path}: a greyscale JPEG cannot hold labels (JPEG alters indices, grey has no "
             f"colours); {_REMEDY}"
         )
+    info = jpeg_info(data)
+    if img.ndim == 3 and info is not None and info.chroma_is_coarser:
+        luma = decode(data, path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+        return _decode_colours(img, str(path), luma)
     return decode_mask(img, str(path))
 
 
@@ -181,33 +197,59 @@ def _check_indices(img: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(img)
 
 
-def _decode_colours(img: np.ndarray, name: str) -> np.ndarray:
-    """Nearest colour of uint8 `[H, W, 3 or 4]`, with the checks that it is a mask."""
+def _decode_colours(img: np.ndarray, name: str, luma: np.ndarray | None) -> np.ndarray:
+    """Classes of uint8 `[H, W, 3 or 4]`, with the checks that it is a mask; `luma` uint8 `[H, W]`."""
     height, width = img.shape[:2]
-    labels = np.empty((height, width), np.uint8)
-    bound = int(FAR / 3**0.5)  # a pixel can only be far where one channel is off by more than this
-    suspicious = []
+    labels, unsure = np.empty((2, height, width), np.uint8)
     tint = 0.0
-    # Stripes of 64 kB planes stay in the cache and in small allocations: four times as fast as
-    # whole planes.
+    # Stripes of 64 kB planes stay in the cache and in small allocations: three times as fast.
     step = max(1, 65536 // max(width, 1))
     for top in range(0, height, step):
-        stripe = img[top : top + step]
-        blue, green, red = cv2.split(stripe)[:3]
+        rows = slice(top, top + step)
+        blue, green, red = cv2.split(img[rows])[:3]
         high, low = cv2.max(red, blue), cv2.min(red, blue)
         craft = cv2.threshold(high, 127, 1, cv2.THRESH_BINARY)[1]
         panel = cv2.bitwise_and(craft, cv2.compare(blue, red, cv2.CMP_GT))
-        cv2.add(craft, panel, dst=labels[top : top + step])
+        cv2.add(craft, panel, dst=labels[rows])
         tint = max(tint, cv2.norm(red, blue, cv2.NORM_INF), cv2.norm(red, green, cv2.NORM_INF))
-        spread = cv2.max(cv2.max(cv2.min(high, cv2.bitwise_not(high)), low), green)
-        where = cv2.threshold(spread, bound, 1, cv2.THRESH_BINARY)[1]
-        if cv2.countNonZero(where):
-            suspicious.append(stripe[where.view(bool), :3])
+        # How far the worst channel is off the nearest colour.
+        off = cv2.max(cv2.max(cv2.min(high, cv2.bitwise_not(high)), low), green)
+        cv2.threshold(off, _SURE, 1, cv2.THRESH_BINARY, dst=unsure[rows])
     if tint <= _GREY:
         _refuse_greyscale(img, name)
-    if sum(map(len, suspicious)) > FAR_SHARE * labels.size:
-        _refuse_picture(np.concatenate(suspicious), labels.size, name)
+    limit = FAR_SHARE * labels.size
+    count = cv2.countNonZero(unsure)
+    if count <= limit and (luma is None or count == 0):
+        return labels
+    index = np.flatnonzero(unsure.view(bool))
+    pixels = img.reshape(-1, img.shape[2])[index, :3].astype(np.int32)
+    if count > limit:
+        _refuse_picture(pixels, index, labels, name)
+    if luma is not None:
+        labels.reshape(-1)[index] = _nearest_by_luma(pixels, luma.reshape(-1)[index])
     return labels
+
+
+def _nearest_by_luma(pixels: np.ndarray, luma: np.ndarray) -> np.ndarray:
+    """Classes of int32 `[n, 3]` BGR pixels whose luminance uint8 `[n]` is known and chroma is
+    blurred.
+
+    The nearest of the three colours in YCbCr with chroma weighted by `_CHROMA`, as linear functions
+    of Y, R and B (Cr = (R - Y) / 1.402, Cb = (B - Y) / 1.772).
+    """
+    y = luma.astype(np.float32)
+    cr, cb = (pixels[:, 2] - y) / np.float32(1.402), (pixels[:, 0] - y) / np.float32(1.772)
+    best, classes = np.zeros_like(y), np.zeros(len(y), np.uint8)
+    for k in (1, 2):
+        r, g, b = (float(v) for v in PALETTE[k])
+        yk = 0.299 * r + 0.587 * g + 0.114 * b
+        rk, bk = _CHROMA**2 * (r - yk) / 1.402, _CHROMA**2 * (b - yk) / 1.772
+        norm = yk**2 + (rk**2 + bk**2) / _CHROMA**2
+        # |p|^2 - |p - colour|^2, where black scores zero
+        score = np.float32(2 * yk) * y + np.float32(2 * rk) * cr + np.float32(2 * bk) * cb - norm
+        classes[score > best] = k
+        best = np.maximum(best, score)
+    return classes
 
 
 def _refuse_greyscale(img: np.ndarray, name: str) -> None:
@@ -220,15 +262,25 @@ def _refuse_greyscale(img: np.ndarray, name: str) -> None:
         )
 
 
-def _refuse_picture(pixels: np.ndarray, size: int, name: str) -> None:
-    """Counts far pixels exactly: `pixels` uint8 `[n, 3]` may be far, of `size` in all."""
-    blue, green, red = pixels.astype(np.int32).T
+def _refuse_picture(pixels: np.ndarray, index: np.ndarray, labels: np.ndarray, name: str) -> None:
+    """Counts the pixels that are far from all colours; `pixels` int32 `[n, 3]` lie at `index`.
+
+    JPEG's coarse chroma makes blends of two colours along the labels' edges. In a small frame they
+    alone can be over 1 %, so they count only where nothing but edges is left (over a quarter of the
+    frame).
+    """
+    blue, green, red = pixels.T
     high, low = np.maximum(blue, red), np.minimum(blue, red)
-    far = int(np.count_nonzero(np.minimum(high, 255 - high) ** 2 + low**2 + green**2 > FAR**2))
-    if far > FAR_SHARE * size:
+    far = np.minimum(high, 255 - high) ** 2 + low**2 + green**2 > FAR**2
+    strange, blends = int(far.sum()), 0
+    if FAR_SHARE * labels.size < strange <= labels.size / 4:
+        square = np.ones((5, 5), np.uint8)
+        edges = cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, square).reshape(-1)[index]
+        blends = int((far & (edges > 0) & (green <= 96) & (red + blue <= 320)).sum())
+    if strange - blends > FAR_SHARE * labels.size:
         raise UserError(
-            f"{name}: not a mask: {far / size:.1%} of its pixels are far from black, red and blue; "
-            f"{_REMEDY}"
+            f"{name}: not a mask: {strange / labels.size:.1%} of its pixels are far from black, "
+            f"red and blue; {_REMEDY}"
         )
 
 
