@@ -5,7 +5,7 @@ All images are uint8 BGR [H, W, 3], labels uint8 [H, W] with class indices.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -174,27 +174,33 @@ def contact_sheet(
     return sheet
 
 
-@dataclass(frozen=True)
-class OverlayRow:
-    """One row of an overlay sheet.
+class OverlayRow(NamedTuple):
+    """One row of an overlay sheet; a plain tuple in this order does too.
 
     Attributes:
+        caption: Below the image, for example the sample's id.
         image: uint8 BGR [H, W, 3].
         truth: Class indices [H, W], or None where there is none.
         prediction: Class indices [H, W], or None.
-        caption: Below the image, for example the sample's id.
         note: Below the prediction, for example its IoU.
     """
 
+    caption: str
     image: np.ndarray
     truth: np.ndarray | None = None
     prediction: np.ndarray | None = None
-    caption: str = ""
     note: str = ""
 
 
+Rows = Sequence[OverlayRow | tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]]
+
+
+def _painted(image: np.ndarray, labels: np.ndarray | None) -> np.ndarray | None:
+    return None if labels is None else overlay(image, labels)
+
+
 def overlay_sheet(
-    rows: Sequence[OverlayRow],
+    rows: Rows,
     tile_size: tuple[int, int] = (384, 384),
     errors: bool = False,
     header: str | None = None,
@@ -212,30 +218,26 @@ def overlay_sheet(
     Returns:
         The sheet, uint8 BGR.
     """
-    with_truth = any(row.truth is not None for row in rows)
-    with_prediction = any(row.prediction is not None for row in rows)
+    full = [OverlayRow(*row) for row in rows]
+    with_truth = any(row.truth is not None for row in full)
+    with_prediction = any(row.prediction is not None for row in full)
     with_errors = errors and with_truth and with_prediction
     tiles: list[np.ndarray] = []
     captions: list[str] = []
-    for row in rows:
-        blank = np.full((*row.image.shape[:2], 3), _PAPER, np.uint8)
-        tiles.append(row.image)
-        captions.append(row.caption)
-        for shown, labels, text in (
-            (with_truth, row.truth, "truth"),
-            (with_prediction, row.prediction, f"prediction  {row.note}"),
-        ):
-            if shown:
-                tiles.append(blank if labels is None else overlay(row.image, labels))
-                captions.append("" if labels is None else text.rstrip())
+    for row in full:
+        cells: list[tuple[str, np.ndarray | None]] = [(row.caption, row.image)]
+        if with_truth:
+            cells.append(("truth", _painted(row.image, row.truth)))
+        if with_prediction:
+            cells.append((f"prediction  {row.note}", _painted(row.image, row.prediction)))
         if with_errors:
-            both = row.truth is not None and row.prediction is not None
-            tiles.append(
-                error_overlay(row.image, row.prediction, row.truth)  # type: ignore[arg-type]
-                if both
-                else blank
-            )
-            captions.append("errors" if both else "")
+            wrong = None
+            if row.truth is not None and row.prediction is not None:
+                wrong = error_overlay(row.image, row.prediction, row.truth)
+            cells.append(("errors", wrong))
+        blank = np.full_like(row.image, _PAPER)
+        tiles += [blank if tile is None else tile for _, tile in cells]
+        captions += ["" if tile is None else text.rstrip() for text, tile in cells]
     if header is None:
         header = "red: body, blue: panel"
         if with_errors:
@@ -246,7 +248,7 @@ def overlay_sheet(
 
 def save_overlay_sheet(
     path: str | os.PathLike[str],
-    rows: Sequence[OverlayRow],
+    rows: Rows,
     tile_size: tuple[int, int] = (384, 384),
     errors: bool = False,
     header: str | None = None,

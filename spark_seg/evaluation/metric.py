@@ -46,6 +46,8 @@ class SparkMetric(BaseMetric):
         counts: The `ImageCounts` of the last evaluation (main process), ordered by id; None before.
     """
 
+    default_prefix = ""  # None would make mmengine warn that keys have no prefix
+
     def __init__(
         self,
         out: str | None = None,

@@ -119,9 +119,14 @@ def open_zip(path: str | os.PathLike[str]) -> zipfile.ZipFile:
     if not Path(path).is_file():
         raise UserFileNotFoundError(f"{path}: there is no such zip file")
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except BROKEN as error:
         raise UserError(f"{path}: not a whole zip file ({error}): write it again") from error
+    # A zip of stored npz files that was cut off still ends in a zip: that of its last whole member.
+    if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+        archive.close()
+        raise UserError(f"{path}: not a whole zip file (cut off): write it again")
+    return archive
 
 
 def _some(names: Sequence[str]) -> str:

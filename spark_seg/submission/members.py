@@ -142,14 +142,15 @@ def unpack(data: bytes, name: str, size: Size | None = None) -> np.ndarray:
             if [entry.filename for entry in entries] != [_ENTRY]:
                 raise _wrong_keys(name, [entry.filename for entry in entries])
             _refuse_entry(entries[0], name, largest(size))
-            with archive.open(entries[0]) as file:
-                shape, fortran, dtype = _header(file, name)
-                _refuse_array(shape, dtype, size, name)
-                body = file.read(entries[0].file_size)
+            entry = archive.read(entries[0])
     except UserError:
         raise
     except BROKEN as error:
         raise UserError(f"{name}: not a whole npz file ({error})") from error
+    file = io.BytesIO(entry)
+    shape, fortran, dtype = _header(file, name)
+    _refuse_array(shape, dtype, size, name)
+    body = file.read()
     if len(body) != int(np.prod(shape)):
         raise UserError(f"{name}: holds {len(body)} bytes for an array of {int(np.prod(shape))}")
     if dtype == np.bool_ and body.translate(None, b"\x00\x01"):

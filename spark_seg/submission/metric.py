@@ -43,6 +43,8 @@ class SubmissionMetric(BaseMetric):
         UserError: Several processes (each would write a part only), or what the writer raises.
     """
 
+    default_prefix = ""  # None would make mmengine warn that keys have no prefix
+
     def __init__(self, writer: SubmissionWriter | dict, overlays: int = 0) -> None:
         super().__init__(collect_device="cpu")
         if get_world_size() > 1:
