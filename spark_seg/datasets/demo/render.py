@@ -1,0 +1,145 @@
+"""One frame: image, labels and name from nothing but (seed, split, index, size)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spark_seg.datasets.demo.background import background
+from spark_seg.datasets.demo.craft import craft
+from spark_seg.datasets.demo.effects import bloom, glare, grain, soften
+from spark_seg.datasets.demo.geometry import Mesh
+from spark_seg.datasets.demo.raster import place, zbuffer
+from spark_seg.datasets.demo.scene import Pose, sample_light, sample_pose
+from spark_seg.datasets.demo.shade import Light, shade
+from spark_seg.datasets.layout import SATELLITES
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A frame and its truth.
+
+    Attributes:
+        image: uint8 [S, S, 3], blue first.
+        labels: uint8 [S, S] class indices.
+        box: (x_min, y_min, x_max, y_max) of the craft, inclusive pixels.
+        satellite: Its SPARK name.
+        background: `stars`, `limb` or `earth`.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    box: tuple[int, int, int, int]
+    satellite: str
+    background: str
+
+
+def satellite_of(index: int) -> str:
+    """The craft of the frame of that index: they take turns."""
+    return SATELLITES[index % len(SATELLITES)]
+
+
+def box_of(labels: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Extent of everything that is not background, inclusive, or None where there is nothing."""
+    rows, cols = np.flatnonzero(labels.any(1)), np.flatnonzero(labels.any(0))
+    if not len(rows):
+        return None
+    return int(cols[0]), int(rows[0]), int(cols[-1]), int(rows[-1])
+
+
+def render(seed: int, split: str, index: int, size: int) -> Rendered:
+    """Renders a frame; the same arguments always give the same pixels.
+
+    Args:
+        seed: Of the data set.
+        split: `train`, `val` or `test`.
+        index: Of the frame in its split; settles the craft too.
+        size: Width and height in pixels. Poses and backgrounds do not depend on it.
+    """
+    name = satellite_of(index)
+    mesh = craft(name)
+    # One generator per concern, so that a change in one leaves the others' frames alone.
+    streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(4)
+    geometry, behind, lamps, camera = (np.random.default_rng(s) for s in streams)
+    back = background(behind, seed, size)
+    light = sample_light(lamps, back.kind, back.earth)
+    box, pose = None, None
+    while box is None:  # only where a tiny craft falls between the pixels of a tiny frame
+        pose = sample_pose(geometry, name, mesh)
+        image = back.image.copy()
+        labels = draw_craft(image, mesh, pose, light)
+        box = box_of(labels)
+    bloom(image, camera)
+    if camera.random() < 0.07:
+        glare(image, camera)
+    image = soften(image, camera)
+    deviation = camera.uniform(1.6, 3.4) if camera.random() < 0.85 else camera.uniform(3.4, 7.0)
+    if back.kind == "earth":
+        deviation *= 0.8
+    image = grain(image, camera, seed, deviation)
+    return Rendered(image, labels, box, name, back.kind)
+
+
+def draw_craft(image: np.ndarray, mesh: Mesh, pose: Pose, light: Light) -> np.ndarray:
+    """Draws the craft into `image` [S, S, 3], antialiased, and returns the labels uint8 [S, S].
+
+    Coverage is settled on a grid twice as fine. Where the four samples of a pixel show one face
+    they are shaded as one; a pixel belongs to the craft when two of the four do, and then to the
+    class that most have.
+    """
+    size = image.shape[0]
+    labels = np.zeros((size, size), np.uint8)
+    focal = pose.focal * size
+    soup = place(mesh, pose.rotation, pose.distance, 0.9 / focal)
+    v = soup.verts
+    xy = v[:, :2] * (focal / v[:, 2:]) + np.array(pose.centre, np.float32) * size
+    x0, y0 = np.maximum(np.floor(xy.min(0)).astype(int) - 1, 0)
+    x1, y1 = np.minimum(np.ceil(xy.max(0)).astype(int) + 2, size)
+    if x0 >= x1 or y0 >= y1:
+        return labels
+    h, w = int(y1 - y0), int(x1 - x0)
+    # In the fine grid pixel i spans i-0.5 .. i+0.5, hence the half.
+    centre = ((pose.centre[0] * size - x0) * 2 - 0.5, (pose.centre[1] * size - y0) * 2 - 0.5)
+    face, near = zbuffer(soup, (2 * h, 2 * w), 2 * focal, centre)
+
+    quad = np.stack(
+        [face[0::2, 0::2], face[0::2, 1::2], face[1::2, 0::2], face[1::2, 1::2]], 2
+    ).reshape(-1, 4)
+    depth = np.stack(
+        [near[0::2, 0::2], near[0::2, 1::2], near[1::2, 0::2], near[1::2, 1::2]], 2
+    ).reshape(-1, 4)
+    hit = quad >= 0
+    count = hit.sum(1)
+    same = (quad == quad[:, :1]).all(1)
+    whole = np.flatnonzero(same & (count == 4))
+    mixed = np.flatnonzero(~same)
+    cell, sub = np.nonzero(hit[mixed])
+    part = mixed[cell]
+
+    px = np.concatenate([(whole % w) * 2 + 0.5, (part % w) * 2 + (sub & 1)]).astype(np.float32)
+    py = np.concatenate([(whole // w) * 2 + 0.5, (part // w) * 2 + (sub >> 1)]).astype(np.float32)
+    k = np.concatenate([quad[whole, 0], quad[part, sub]]).astype(np.int32)
+    iz = np.concatenate([depth[whole].mean(1), depth[part, sub]])
+    colour = shade(
+        mesh, soup, k, px, py, iz, pose.rotation, pose.distance, 2 * focal, centre, light
+    )
+    # The film's curve: a square root stands for sRGB; the shoulder keeps highlights from clipping
+    # flat.
+    shown = np.sqrt(np.minimum(colour, 1.0)) * 255
+
+    window = image[y0:y1, x0:x1].reshape(-1, 3).astype(np.float32)
+    window[whole] = shown[: len(whole)]
+    if len(mixed):
+        fringe = np.repeat(window[mixed][:, None], 4, 1)
+        fringe[cell, sub] = shown[len(whole) :]
+        window[mixed] = fringe.mean(1)
+    image[y0:y1, x0:x1] = np.clip(window + 0.5, 0, 255).astype(np.uint8).reshape(h, w, 3)
+
+    kind = np.zeros(len(quad), np.uint8)
+    kind[whole] = soup.label[quad[whole, 0]]
+    panel = (hit[mixed] & (soup.label[quad[mixed]] == 2)).sum(1)
+    body = count[mixed] - panel
+    kind[mixed] = np.where(count[mixed] < 2, 0, np.where(panel > body, 2, 1))
+    labels[y0:y1, x0:x1] = kind.reshape(h, w)
+    return labels

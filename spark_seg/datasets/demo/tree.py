@@ -1,0 +1,362 @@
+"""The demo data set on disk: a SPARK 2024 tree that is either complete or not there."""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spark_seg.atomic import make_folder, user_errors
+from spark_seg.datasets.layout import SATELLITES
+from spark_seg.errors import UserError
+from spark_seg.progress import Progress
+
+VERSION = 1
+"""Of the renderer: a tree made by another one is made anew."""
+
+MANIFEST = "demo.json"
+_MADE_BY = "spark_seg demo data"
+_CHUNK = 4
+_LEAST_SIZE = 32
+
+Row = dict[str, Any]
+
+
+def default_counts(images: int, val: int | None = None, test: int | None = None) -> dict[str, int]:
+    """Frames per split; val and test default to a third and a fifteenth, as in the real set."""
+    return {
+        "train": images,
+        "val": max(1, round(images / 3)) if val is None else val,
+        "test": max(1, round(images / 15)) if test is None else test,
+    }
+
+
+def make_demo_data(
+    out: str | os.PathLike[str],
+    images: int,
+    size: int = 1024,
+    seed: int = 0,
+    val: int | None = None,
+    test: int | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Renders a SPARK 2024 tree of made-up frames; see the package's docstring for how.
+
+    The tree appears under `out` only when it is complete. One of ours that is already there is
+    replaced.
+
+    Args:
+        out: Folder to make: `train.csv`, `val.csv`, `images/`, `mask/`, `stream-1-test/` (images)
+            and `stream-1-test-truth/` (lossless colour masks), `demo.json` (what was made).
+        images: Training frames in all; the ten craft take turns.
+        size: Width and height in pixels, 32 or more.
+        seed: Other seeds give other frames. Frame i of a split depends on seed, split, i and size
+            alone.
+        val, test: Frames of these splits; a third and a fifteenth of `images` where None.
+        workers: Processes; as many as there are cores for us where None.
+
+    Returns:
+        What `demo.json` holds (`images`, `val`, `test`, `size`, `seed`, `version`, `made_by`,
+        `measured`: shares of the classes, of frames without a panel, of the boxes) with `root`,
+        `seconds`, `rendered` added.
+
+    Raises:
+        UserError: A number makes no sense; `out` holds something that was not made here; the disk
+            is full or the folder cannot be written.
+    """
+    spec = _spec(images, size, seed, val, test)
+    root = _checked_root(out)
+    workers = _workers(workers, sum(spec[k] for k in ("images", "val", "test")))
+    with _beside(root) as partial:
+        return _fill(root, partial, spec, workers)
+
+
+def ensure_demo_data(
+    root: str | os.PathLike[str],
+    images: int,
+    size: int = 1024,
+    seed: int = 0,
+    val: int | None = None,
+    test: int | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """`make_demo_data`, unless the very same tree is there already.
+
+    Processes that ask for the same tree at once take turns; the later ones find it made.
+
+    Returns:
+        As `make_demo_data`; `rendered` tells whether there was anything to do.
+    """
+    spec = _spec(images, size, seed, val, test)
+    path = _checked_root(root)
+    workers = _workers(workers, sum(spec[k] for k in ("images", "val", "test")))
+    present = _present(path, spec)
+    if present is not None:
+        return present
+    with _beside(path) as partial:
+        return _present(path, spec) or _fill(path, partial, spec, workers)
+
+
+def _spec(images: int, size: int, seed: int, val: int | None, test: int | None) -> dict[str, Any]:
+    counts = default_counts(images, val, test)
+    for name, value, least in (
+        ("images", images, 1),
+        ("val", counts["val"], 0),
+        ("test", counts["test"], 0),
+        ("size", size, _LEAST_SIZE),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"demo data: {name} must be {least} or more, not {value}")
+    return {
+        "made_by": _MADE_BY,
+        "version": VERSION,
+        "images": images,
+        "val": counts["val"],
+        "test": counts["test"],
+        "size": size,
+        "seed": seed,
+    }
+
+
+def _workers(workers: int | None, frames: int) -> int:
+    if workers is not None and workers < 1:
+        raise UserError(f"demo data: workers must be 1 or more, not {workers}")
+    if workers is None:
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+        workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(workers, -(-frames // _CHUNK)))
+
+
+def _manifest(root: Path) -> dict[str, Any] | None:
+    """What `demo.json` says, or None where there is none of ours."""
+    try:
+        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("made_by") == _MADE_BY else None
+
+
+def _checked_root(out: str | os.PathLike[str]) -> Path:
+    root = Path(out).expanduser().resolve()
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file: name another folder for the demo data")
+    if root.is_dir() and any(root.iterdir()) and _manifest(root) is None:
+        raise UserError(
+            f"{root} holds files that were not made by the demo renderer (no {MANIFEST}): "
+            "name another folder for the demo data"
+        )
+    return root
+
+
+def _present(root: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
+    found = _manifest(root)
+    if found is None or any(found.get(key) != value for key, value in spec.items()):
+        return None
+    return {**found, "root": str(root), "seconds": 0.0, "rendered": False}
+
+
+@contextmanager
+def _beside(root: Path) -> Iterator[Path]:
+    """An empty folder beside `root`, held by this process alone; removed if left over."""
+    make_folder(root.parent)
+    partial = root.parent / f".{root.name}.partial"
+    held = _hold(partial)
+    try:
+        # Whoever was here before us was killed, or made the tree by renaming the folder away.
+        for left in list(partial.iterdir()):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield partial
+    finally:
+        if partial.exists() and os.path.samestat(os.fstat(held), partial.stat()):
+            shutil.rmtree(partial, ignore_errors=True)
+        os.close(held)
+
+
+def _hold(partial: Path) -> int:
+    """Makes and locks the folder; if it was renamed or removed while we waited, tries again."""
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - Windows: no such lock
+        raise UserError("demo data: rendering needs a POSIX system (Linux, macOS)") from None
+    while True:
+        make_folder(partial)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
+            return descriptor
+        os.close(descriptor)
+
+
+def _fill(root: Path, partial: Path, spec: dict[str, Any], workers: int) -> dict[str, Any]:
+    start = time.monotonic()
+    with user_errors(root):
+        rows = _render_all(partial, spec, workers)
+        for split in ("train", "val"):
+            _write_csv(partial / f"{split}.csv", rows[split])
+        manifest = {**spec, "measured": _measure(rows)}
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        (partial / MANIFEST).write_text(text, encoding="utf-8")
+        old = root.parent / f".{root.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        _checked_root(root)  # nobody else's files may have come in the meantime
+        if root.exists():
+            os.rename(root, old)
+        os.rename(partial, root)
+        shutil.rmtree(old, ignore_errors=True)
+    seconds = time.monotonic() - start
+    return {**manifest, "root": str(root), "seconds": seconds, "rendered": True}
+
+
+def _render_all(partial: Path, spec: dict[str, Any], workers: int) -> dict[str, list[Row]]:
+    counts = {"train": spec["images"], "val": spec["val"], "test": spec["test"]}
+    for split in ("train", "val"):
+        for name in SATELLITES:
+            for kind in ("images", "mask"):
+                (partial / kind / name / split).mkdir(parents=True)
+    (partial / "stream-1-test").mkdir()
+    (partial / "stream-1-test-truth").mkdir()
+    chunks = [
+        (str(partial), spec["seed"], spec["size"], split, range(i, min(i + _CHUNK, count)))
+        for split, count in counts.items()
+        for i in range(0, count, _CHUNK)
+    ]
+    rows: dict[str, list[Row]] = {split: [] for split in counts}
+    with Progress(sum(counts.values()), "render demo data") as bar:
+        for done in _run(chunks, workers):
+            for row in done:
+                rows[row["split"]].append(row)
+            bar.update(len(done))
+    for listed in rows.values():
+        listed.sort(key=lambda row: (SATELLITES.index(row["satellite"]), row["index"]))
+    return rows
+
+
+Chunk = tuple[str, int, int, str, range]
+
+
+def _run(chunks: list[Chunk], workers: int) -> Iterator[list[Row]]:
+    if workers == 1:
+        for chunk in chunks:
+            yield write_chunk(chunk)
+        return
+    # Spawned, not forked: the caller may have threads (torch, CUDA) that a fork would break.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+    try:
+        todo = iter(chunks)
+        running = {
+            pool.submit(write_chunk, c) for _, c in zip(range(2 * workers), todo, strict=False)
+        }
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(write_chunk, c) for _, c in zip(done, todo, strict=False)}
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "demo data: a worker process died (out of memory?): try fewer with --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole group; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def write_chunk(chunk: Chunk) -> list[Row]:
+    """Renders and writes some frames of a split; a row for each (runs in the workers)."""
+    import cv2
+
+    from spark_seg.datasets.demo.render import render, satellite_of
+
+    folder, seed, size, split, indices = chunk
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        rows = []
+        for index in indices:
+            frame = render(seed, split, index, size)
+            assert frame.satellite == satellite_of(index)
+            names = _names(split, index, frame.satellite)
+            _write_frame(Path(folder), names, frame.image, frame.labels, lossless=split == "test")
+            area = (frame.box[2] - frame.box[0] + 1) * (frame.box[3] - frame.box[1] + 1)
+            body, panel = int((frame.labels == 1).sum()), int((frame.labels == 2).sum())
+            shares = {"body": body / size**2, "panel": panel / size**2, "box_area": area / size**2}
+            rows.append(
+                {"split": split, "index": index, "satellite": frame.satellite, "box": frame.box}
+                | {"names": names, "background": frame.background}
+                | shares
+            )
+    finally:
+        cv2.setNumThreads(threads)
+    return rows
+
+
+def _names(split: str, index: int, satellite: str) -> tuple[str, str]:
+    """Paths of image and mask in the tree. Numbers start again with every satellite."""
+    if split == "test":
+        stem = f"test_{index:05d}"
+        return f"stream-1-test/{stem}_img.jpg", f"stream-1-test-truth/{stem}_layer.png"
+    stem = f"image_{index // len(SATELLITES) + 1:05d}"
+    place = f"{satellite}/{split}/{stem}"
+    return f"images/{place}_img.jpg", f"mask/{place}_layer.jpg"
+
+
+def _write_frame(
+    folder: Path, names: tuple[str, str], image: Any, labels: Any, lossless: bool
+) -> None:
+    import cv2
+
+    from spark_seg.labels import colorize
+
+    jpeg = [cv2.IMWRITE_JPEG_QUALITY, 95]
+    jpeg += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    colours = colorize(labels)[..., ::-1]  # OpenCV writes blue first
+    mask = cv2.imencode(".png", colours) if lossless else cv2.imencode(".jpg", colours, jpeg)
+    for name, (_, data) in zip(names, (cv2.imencode(".jpg", image, jpeg), mask), strict=True):
+        (folder / name).write_bytes(data.tobytes())
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["Image name", "Mask name", "Class", "Bounding box"])
+    for row in rows:
+        image, mask = (Path(name).name for name in row["names"])
+        writer.writerow([image, mask, row["satellite"], str(tuple(row["box"]))])
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _measure(rows: dict[str, list[Row]]) -> dict[str, float]:
+    """Shares of pixels, frames and boxes over all splits, rounded to 5 digits."""
+    every = [row for split in ("train", "val", "test") for row in rows[split]]
+    areas = sorted(row["box_area"] for row in every)
+    n = len(every)
+    body, panel = (sum(row[key] for row in every) / n for key in ("body", "panel"))
+    found = {
+        "background": 1 - body - panel,
+        "body": body,
+        "panel": panel,
+        "frames_without_panel": sum(row["panel"] == 0 for row in every) / n,
+        "box_mean": sum(areas) / n,
+        "box_median": areas[n // 2],
+        "box_5th_percentile": areas[int(0.05 * n)],
+        "box_least": areas[0],
+        "box_most": areas[-1],
+    }
+    return {key: round(value, 5) for key, value in found.items()}
