@@ -59,7 +59,7 @@ def test_what_the_user_cannot_mend_keeps_its_traceback():
 
 
 def test_a_user_error_passes_through():
-    with pytest.raises(UserError, match="^mine$"), user_errors("a"):
+    with pytest.raises(UserError, match=r"^mine$"), user_errors("a"):
         raise UserError("mine")
 
 

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.submission.check import check_zip, image_size, main
 from spark_seg.submission.members import member_name, pack
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "test_00000_img.jpg": (20, 30),
     "test_00001_img.jpg": (16, 16),
@@ -271,6 +273,7 @@ def test_exit_codes_from_the_command_line(tmp_path, images):
     def run(*args):
         return subprocess.run(
             [sys.executable, "-m", "spark_seg.submission.check", *map(str, args)],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
@@ -296,5 +299,7 @@ def test_neither_torch_nor_mmseg_is_imported():
         "heavy = {'torch', 'mmseg', 'mmengine', 'matplotlib', 'deepspeed'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

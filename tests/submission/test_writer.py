@@ -20,6 +20,7 @@ from spark_seg.labels import from_submission
 from spark_seg.submission.check import check_zip
 from spark_seg.submission.writer import SubmissionWriter
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"test_{index:05d}_img.jpg" for index in range(6)]
 
 
@@ -144,7 +145,9 @@ def test_killed_in_the_middle(tmp_path):
         """
     )
     here = str(Path(__file__).parent)
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out"), here])
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "out"), here], cwd=ROOT
+    )
     try:
         for _ in range(600):
             if len(list((tmp_path / "out").glob("npz/*_layer.npz"))) >= 2:
@@ -291,6 +294,7 @@ def test_a_file_larger_than_the_quota(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(out), str(Path(__file__).parent)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
