@@ -5,9 +5,9 @@
 Renders its data on first use. Expected on 2 CPU cores: see the README.
 """
 
-_base_ = ['./segformer_b0_spark.py']
+_base_ = ["./segformer_b0_spark.py"]
 pretrained = None
-data_root = 'data/spark_demo'
+data_root = "data/spark_demo"
 demo_data = dict(images=600, val=100, test=40, size=1024, seed=0)
 image_size = 256
 batch_size = 8

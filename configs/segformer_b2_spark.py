@@ -6,12 +6,12 @@ Starts from mmseg's ADE20K weights, 512 px, 100 epochs, ZeRO-1. Expected score a
 """
 
 _base_ = [
-    './_base_/datasets/spark.py',
-    './_base_/models/segformer_mit-b2.py',
-    './_base_/schedules/adamw_cosine.py',
-    './_base_/strategies/deepspeed.py',
-    './_base_/default_runtime.py',
+    "./_base_/datasets/spark.py",
+    "./_base_/models/segformer_mit-b2.py",
+    "./_base_/schedules/adamw_cosine.py",
+    "./_base_/strategies/deepspeed.py",
+    "./_base_/default_runtime.py",
 ]
-variant = 'b2'
-pretrained = 'ade20k'  # 'cityscapes' | 'imagenet' | None
+variant = "b2"
+pretrained = "ade20k"  # 'cityscapes' | 'imagenet' | None
 freeze_backbone = False

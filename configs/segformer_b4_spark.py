@@ -6,13 +6,13 @@ Starts from mmseg's ADE20K weights, 512 px, 100 epochs, ZeRO-2. Expected score a
 """
 
 _base_ = [
-    './_base_/datasets/spark.py',
-    './_base_/models/segformer_mit-b4.py',
-    './_base_/schedules/adamw_cosine.py',
-    './_base_/strategies/deepspeed.py',
-    './_base_/default_runtime.py',
+    "./_base_/datasets/spark.py",
+    "./_base_/models/segformer_mit-b4.py",
+    "./_base_/schedules/adamw_cosine.py",
+    "./_base_/strategies/deepspeed.py",
+    "./_base_/default_runtime.py",
 ]
-variant = 'b4'
-pretrained = 'ade20k'  # 'cityscapes' | 'imagenet' | None
+variant = "b4"
+pretrained = "ade20k"  # 'cityscapes' | 'imagenet' | None
 freeze_backbone = False
 zero_stage = 2

@@ -13,7 +13,7 @@ A config is mmengine's classic text config. Three things are added to `mmengine.
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +24,69 @@ if TYPE_CHECKING:
 
 # What a config may say at its top level: the recipe's values, each named once ...
 RECIPE_KEYS = frozenset(
-    """variant image_size batch_size epochs num_classes num_workers pretrained freeze_backbone precision seed
-    deterministic lr weight_decay betas warmup_epochs warmup_lr min_lr clip_grad zero_stage data_root subset leave_out
-    val_batch_size test_images log_every val_every save_best demo_data""".split()
+    [
+        "variant",
+        "image_size",
+        "batch_size",
+        "epochs",
+        "num_classes",
+        "num_workers",
+        "pretrained",
+        "freeze_backbone",
+        "precision",
+        "seed",
+        "deterministic",
+        "lr",
+        "weight_decay",
+        "betas",
+        "warmup_epochs",
+        "warmup_lr",
+        "min_lr",
+        "clip_grad",
+        "zero_stage",
+        "data_root",
+        "subset",
+        "leave_out",
+        "val_batch_size",
+        "test_images",
+        "log_every",
+        "val_every",
+        "save_best",
+        "demo_data",
+    ]
 )
 # ... and the parts that mmengine's runner takes.
 RUNNER_KEYS = frozenset(
-    """model train_dataloader val_dataloader test_dataloader val_evaluator test_evaluator optim_wrapper
-    param_scheduler train_cfg val_cfg test_cfg strategy default_hooks custom_hooks default_scope custom_imports
-    env_cfg log_processor log_level visualizer randomness work_dir experiment_name
-    data_preprocessor norm_cfg train_pipeline val_pipeline test_pipeline""".split()
+    [
+        "model",
+        "train_dataloader",
+        "val_dataloader",
+        "test_dataloader",
+        "val_evaluator",
+        "test_evaluator",
+        "optim_wrapper",
+        "param_scheduler",
+        "train_cfg",
+        "val_cfg",
+        "test_cfg",
+        "strategy",
+        "default_hooks",
+        "custom_hooks",
+        "default_scope",
+        "custom_imports",
+        "env_cfg",
+        "log_processor",
+        "log_level",
+        "visualizer",
+        "randomness",
+        "work_dir",
+        "experiment_name",
+        "data_preprocessor",
+        "norm_cfg",
+        "train_pipeline",
+        "val_pipeline",
+        "test_pipeline",
+    ]
 )
 _POSITIVE = ("image_size", "batch_size", "val_batch_size", "epochs", "lr", "log_every", "val_every")
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -96,12 +149,17 @@ def _literal(text: str) -> Any:
         return text
 
 
-def load_config(name: str, options: Mapping[str, Any] | None = None) -> "Config":
+def load_config(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    changes: list[str] | None = None,
+) -> "Config":
     """Loads, overrides, checks and resolves a config.
 
     Args:
         name: A config file's path, or the bare name of one that comes with spark_seg.
         options: Dotted keys and their values, as from `parse_options`; lists are indexed by numbers.
+        changes: Receives a line such as `image_size: 512 -> 640` for each option.
 
     Returns:
         The merged config with every `'$name'` replaced.
@@ -112,33 +170,27 @@ def load_config(name: str, options: Mapping[str, Any] | None = None) -> "Config"
     """
     from spark_seg import register  # noqa: F401  # importing it registers what the checks below look up
     from mmengine.config import Config  # isort: skip
+    from mmengine.registry import init_default_scope  # isort: skip
 
     path = find_config(name)
     try:
         cfg = Config.fromfile(str(path), import_custom_modules=True)
     except UserError:
         raise
-    except Exception as e:  # a config is a program: whatever it raises is the user's to see, in one line
+    except (
+        Exception
+    ) as e:  # a config is a program: whatever it raises is the user's to see, in one line
         raise UserError(f"{path} cannot be loaded: {type(e).__name__}: {_first_line(e)}") from e
     _check_top_level(cfg, path)
     for key, value in (options or {}).items():
-        _override(cfg, key, value)
+        before = _override(cfg, key, value)
+        if changes is not None:
+            changes.append(f"{key}: {before!r} -> {value!r}")
     resolve(cfg)
+    init_default_scope(cfg.get("default_scope", "mmseg"))
     _check_values(cfg)
     _check_arguments(cfg)
     return cfg
-
-
-def overridden(cfg_before: "Config", options: Mapping[str, Any]) -> Iterator[str]:
-    """Lines such as `image_size: 512 -> 640` for what the options change."""
-    for key, value in options.items():
-        try:
-            before: Any = cfg_before
-            for part in key.split("."):
-                before = before[int(part) if isinstance(before, list) else part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            before = "not set"
-        yield f"{key}: {before!r} -> {value!r}"
 
 
 def resolve(cfg: "Config") -> None:
@@ -187,7 +239,8 @@ def _check_top_level(cfg: "Config", path: Path) -> None:
             )
 
 
-def _override(cfg: "Config", key: str, value: Any) -> None:
+def _override(cfg: "Config", key: str, value: Any) -> Any:
+    """Sets one dotted key and returns what was there; `...` where there was nothing."""
     parts = key.split(".")
     node: Any = cfg
     for depth, part in enumerate(parts[:-1]):
@@ -203,17 +256,19 @@ def _override(cfg: "Config", key: str, value: Any) -> None:
             raise UserError(f"{here!r} is a value ({node!r}), it has no key {parts[depth + 1]!r}")
     last = parts[-1]
     if isinstance(node, list):
-        node[_index(node, last, key)] = value
-        return
+        index = _index(node, last, key)
+        before, node[index] = node[index], value
+        return before
     if last not in node:
         accepted = _accepted(node)
         if last not in accepted:
             # A name that exists elsewhere at the top level is the most frequent slip.
-            names = {*node.keys(), *accepted, *(RECIPE_KEYS if len(parts) == 1 else ())}
-            raise UserError(f"unknown config key {key!r}{nearest(last, names)}")
+            known = {*node.keys(), *accepted, *(RECIPE_KEYS if len(parts) == 1 else ())}
+            raise UserError(f"unknown config key {key!r}{nearest(last, known)}")
     elif isinstance(node[last], dict) and not isinstance(value, dict | None):
         raise UserError(f"{key} is a group of keys, not a value: set one of {sorted(node[last])}")
-    node[last] = value
+    before, node[last] = node.get(last, ...), value
+    return before
 
 
 def _index(node: list, part: str, key: str) -> int:
@@ -253,7 +308,7 @@ def _arguments(cls: Any) -> tuple[set[str], bool]:
         if "__init__" not in vars(base):
             continue
         try:
-            params = inspect.signature(base.__init__).parameters.values()
+            params = inspect.signature(vars(base)["__init__"]).parameters.values()
         except (TypeError, ValueError):
             return names, True
         names |= {p.name for p in params if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -271,27 +326,34 @@ def _check_arguments(cfg: "Config") -> None:
             if "type" in node:
                 cls = _find_class(node["type"])
                 if cls is None:
-                    raise UserError(f"{where}: no registered class {node['type']!r}{_nearest_class(node['type'])}")
+                    raise UserError(
+                        f"{where}: no registered class {node['type']!r}{_nearest_class(node['type'])}"
+                    )
                 names, anything = _arguments(cls)
-                allowed = names | extra | _BUILDER_KEYS.get(where, set())
+                allowed = names | extra | _BUILDER_KEYS.get(where.split(".")[0], set())
                 for key in node:
                     if not anything and key not in allowed:
                         raise UserError(
                             f"{where}: {node['type']} takes no argument {key!r}{nearest(key, names)}"
                         )
             for key, value in node.items():
-                walk(value, f"{where}.{key}" if where else key)
+                # norm_cfg, act_cfg, init_cfg ... go to builders of their own, which take more than the class
+                if not key.endswith("_cfg"):
+                    walk(value, f"{where}.{key}")
         elif isinstance(node, list | tuple):
             for i, item in enumerate(node):
                 walk(item, f"{where}.{i}")
 
     for key in RUNNER_KEYS & set(cfg.keys()):
-        if key not in ("custom_imports", "env_cfg"):
+        if key not in ("custom_imports", "env_cfg", "norm_cfg"):
             walk(cfg[key], key)
 
 
 # Keys that a builder takes out before the class is called.
-_BUILDER_KEYS = {"optim_wrapper": {"optimizer", "constructor", "paramwise_cfg", "clip_grad"}}
+_BUILDER_KEYS = {
+    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg", "clip_grad"},
+    "param_scheduler": {"convert_to_iter_based", "by_epoch"},
+}
 
 
 def _nearest_class(name: Any) -> str:
@@ -320,4 +382,6 @@ def _check_values(cfg: "Config") -> None:
         raise UserError(f"image_size must be at least 32, not {cfg['image_size']}")
     for key, choices in _CHOICES.items():
         if key in cfg and cfg[key] not in choices:
-            raise UserError(f"{key} must be one of {', '.join(map(repr, choices))}, not {cfg[key]!r}")
+            raise UserError(
+                f"{key} must be one of {', '.join(map(repr, choices))}, not {cfg[key]!r}"
+            )

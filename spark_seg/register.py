@@ -8,7 +8,7 @@ from spark_seg import compat
 compat.install()
 
 # mmseg's own parts first, so that ours override nothing by accident.
-import mmseg.datasets  # noqa: E402, F401
+import mmseg.datasets  # noqa: E402
 import mmseg.models  # noqa: E402, F401
 
 compat.patch_deepspeed_strategy()
@@ -18,6 +18,7 @@ import spark_seg.datasets.transforms.geometry  # noqa: E402
 import spark_seg.datasets.transforms.loading  # noqa: E402
 import spark_seg.datasets.transforms.photometric  # noqa: E402
 import spark_seg.engine.hooks.checkpoint  # noqa: E402
+import spark_seg.engine.hooks.logger  # noqa: E402
 import spark_seg.engine.hooks.progress  # noqa: E402
 import spark_seg.engine.hooks.run_record  # noqa: E402
 import spark_seg.engine.loops  # noqa: E402

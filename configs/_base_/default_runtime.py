@@ -1,25 +1,27 @@
 # What every run shares: registration, seed, hooks, logging.
-custom_imports = dict(imports=['spark_seg.register'], allow_failed_imports=False)
-default_scope = 'mmseg'
+custom_imports = dict(imports=["spark_seg.register"], allow_failed_imports=False)
+default_scope = "mmseg"
 
 seed = 42
 deterministic = False  # True: cuDNN's deterministic algorithms, slower on a GPU
-randomness = dict(seed='$seed', deterministic='$deterministic')
-precision = 'auto'  # 'bf16' (autocast, fp32 weights) | 'fp32'; auto: bf16 on GPUs that compute in it
+randomness = dict(seed="$seed", deterministic="$deterministic")
+precision = (
+    "auto"  # 'bf16' (autocast, fp32 weights) | 'fp32'; auto: bf16 on GPUs that compute in it
+)
 
 log_every = 20  # steps
-save_best = 'mIoU/foreground'
+save_best = "mIoU/foreground"
 
-env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
+env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
 default_hooks = dict(
-    logger=dict(type='LoggerHook', interval='$log_every'),
-    checkpoint=dict(type='BestAndLastHook', save_best='$save_best', interval=1),
+    logger=dict(type="TrainLoggerHook", interval="$log_every"),
+    checkpoint=dict(type="BestAndLastHook", save_best="$save_best", interval=1),
 )
 custom_hooks = [
-    dict(type='RunRecordHook', log_every='$log_every', curves_every=60.0),
-    dict(type='ProgressHook'),
+    dict(type="RunRecordHook", log_every="$log_every", curves_every=60.0),
+    dict(type="ProgressHook"),
 ]
 # Curves and metrics are the RunRecordHook's; mmengine's own backend would write them a second time.
-visualizer = dict(type='Visualizer', vis_backends=[])
-log_processor = dict(by_epoch=True, window_size='$log_every')
-log_level = 'INFO'
+visualizer = dict(type="Visualizer", vis_backends=[])
+log_processor = dict(by_epoch=True, window_size="$log_every")
+log_level = "INFO"

@@ -1,11 +1,12 @@
 """From a loaded config to a runner for training or for prediction."""
 
 import copy
-import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmengine.evaluator import Evaluator
 from torch import nn
 
 from spark_seg.engine.checkpoints import apply_state_dict
@@ -18,6 +19,7 @@ from spark_seg.models.pretrained import load_pretrained
 if TYPE_CHECKING:
     import torch
     from mmengine.config import Config
+    from mmengine.evaluator import BaseMetric
 
 STRATEGIES = ("deepspeed", "single")
 
@@ -46,17 +48,17 @@ def prediction_runner(
     weights: "dict[str, torch.Tensor]",
     source: str | Path,
     dataloader: dict,
-    evaluator: dict,
+    metric: "BaseMetric",
     strategy: str = "deepspeed",
 ) -> SparkRunner:
     """A runner whose `test()` predicts with given weights: DeepSpeed at stage 0 without an optimizer, or `single`.
 
     Args:
-        cfg: As from `load_config`, with `work_dir` set to where logs may go.
+        cfg: As from `load_config`.
         weights: A state dict, loaded before DeepSpeed starts.
         source: Where the weights come from, for messages.
         dataloader: The loader's config.
-        evaluator: The metric's config.
+        metric: What receives the predictions.
         strategy: `deepspeed` or `single`.
     """
     cfg = copy.deepcopy(cfg)
@@ -64,13 +66,18 @@ def prediction_runner(
         cfg.pop(key, None)
     for key in ("val_dataloader", "val_evaluator", "val_cfg"):
         cfg.pop(key, None)
-    cfg.test_dataloader, cfg.test_evaluator = dataloader, evaluator
+    cfg.test_dataloader = dataloader
     cfg.test_cfg = dict(type="SparkTestLoop")
     hooks = ("timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
     cfg.default_hooks = dict.fromkeys(hooks)
     cfg.custom_hooks = [dict(type="ProgressHook")]
+    # mmengine wants a folder for logs and config; a prediction's results go elsewhere, and its log is the terminal.
+    scratch = tempfile.TemporaryDirectory(prefix="spark_seg_")
+    cfg.work_dir, cfg.log_level = scratch.name, "WARNING"
     _set_strategy(cfg, strategy, partial(apply_state_dict, state=weights, path=source))
-    return _build(cfg)
+    runner = _build(cfg, test_evaluator=Evaluator([metric]))
+    runner.scratch = scratch  # removed with the runner
+    return runner
 
 
 def _init_for_training(
@@ -88,9 +95,7 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
         return
     if strategy != "single":
         raise UserError(f"no strategy {strategy!r}: there are {', '.join(STRATEGIES)}")
-    cfg.strategy = dict(
-        type="SparkSingleDeviceStrategy", precision=precision, init_model=init
-    )
+    cfg.strategy = dict(type="SparkSingleDeviceStrategy", precision=precision, init_model=init)
     if cfg.get("optim_wrapper"):
         wrapper = cfg.optim_wrapper
         wrapper.type = "OptimWrapper"
@@ -101,16 +106,34 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
             wrapper.clip_grad = dict(max_norm=cfg.clip_grad)
 
 
-def _build(cfg: "Config") -> SparkRunner:
+def _build(cfg: "Config", **objects: Any) -> SparkRunner:
     # The function in it can neither be printed nor saved: kept out of the config that the runner records.
     strategy = dict(cfg.pop("strategy"))
+    strategy["_scope_"] = (
+        "mmengine"  # mmseg has no registry of strategies, and mmengine warns of it
+    )
     recorded = copy.deepcopy(cfg)
-    recorded.strategy = {k: v for k, v in strategy.items() if k != "init_model"}
-    names = (
-        "work_dir experiment_name train_dataloader optim_wrapper param_scheduler train_cfg val_dataloader "
-        "val_evaluator val_cfg test_dataloader test_evaluator test_cfg default_hooks custom_hooks env_cfg "
-        "log_processor log_level visualizer default_scope randomness"
-    ).split()
-    given = {name: cfg[name] for name in names if cfg.get(name) is not None}
-    sys.stdout.flush()
+    recorded.strategy = {k: v for k, v in strategy.items() if k not in ("init_model", "_scope_")}
+    names = [
+        "work_dir",
+        "experiment_name",
+        "train_dataloader",
+        "optim_wrapper",
+        "param_scheduler",
+        "train_cfg",
+        "val_dataloader",
+        "val_evaluator",
+        "val_cfg",
+        "test_dataloader",
+        "test_cfg",
+        "default_hooks",
+        "custom_hooks",
+        "env_cfg",
+        "log_processor",
+        "log_level",
+        "visualizer",
+        "default_scope",
+        "randomness",
+    ]
+    given = {name: cfg[name] for name in names if cfg.get(name) is not None} | objects
     return SparkRunner(cfg["model"], strategy=strategy, launcher="none", cfg=recorded, **given)

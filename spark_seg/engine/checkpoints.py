@@ -151,7 +151,9 @@ def _pick_state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
         or not content
         or not all(isinstance(v, torch.Tensor) for v in content.values())
     ):
-        raise UserError(f"{path} holds no weights: expected a state dict, or one under 'state_dict'")
+        raise UserError(
+            f"{path} holds no weights: expected a state dict, or one under 'state_dict'"
+        )
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
@@ -169,7 +171,12 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: 
         model.load_state_dict(dict(state))
         return
     classifier = "decode_head.conv_seg.weight"
-    if wrong and not missing and not extra and all(k.startswith("decode_head.conv_seg") for k in wrong):
+    if (
+        wrong
+        and not missing
+        and not extra
+        and all(k.startswith("decode_head.conv_seg") for k in wrong)
+    ):
         raise UserError(
             f"{path} was trained for {state[classifier].shape[0]} classes, the config has "
             f"{own[classifier].shape[0]}: set num_classes={state[classifier].shape[0]} or another checkpoint"
@@ -188,7 +195,7 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: 
 
 
 # (channels of the first stage, blocks per stage); Xie et al. 2021, table 6.
-_VARIANTS = {
+_VARIANTS: dict[tuple[int, tuple[int, ...]], str] = {
     (32, (2, 2, 2, 2)): "b0",
     (64, (2, 2, 2, 2)): "b1",
     (64, (3, 4, 6, 3)): "b2",

@@ -36,7 +36,9 @@ def predict(runner: Any, data_batch: Any) -> list:
     """
     strategy = runner.strategy
     data = strategy.module.data_preprocessor(data_batch, False)
-    forward = getattr(runner.model, "model", runner.model)  # DeepSpeed's engine, or the model itself
+    forward = getattr(
+        runner.model, "model", runner.model
+    )  # DeepSpeed's engine, or the model itself
     with strategy.autocast():
         logits = forward(data["inputs"], data["data_samples"], mode="tensor")
     sizes = [sample.metainfo["ori_shape"][:2] for sample in data["data_samples"]]

@@ -1,10 +1,11 @@
 """The optimizer's parameter groups and the learning rate schedule."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
@@ -25,11 +26,17 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: Any = None
     ) -> None:
-        single: list[dict] = []
-        super().add_params(single, module, prefix, is_dcn_module)
         if prefix:  # mmengine recurses through this method: merge once, at the top
-            params.extend(single)
+            super().add_params(params, module, prefix, is_dcn_module)
             return
+        single: list[dict] = []
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # upstream prints a line for each parameter
+        try:
+            super().add_params(single, module, prefix, is_dcn_module)
+        finally:
+            logger.setLevel(level)
         groups: dict[tuple, dict] = {}
         for group in single:
             (param,) = group.pop("params")
@@ -81,24 +88,26 @@ class WarmupCosineLR(_ParamScheduler):
                 f"warmup_epochs={warmup_epochs} is more than half of the {end} epochs: warming up for "
                 f"{end / 2:g}",
                 logger="current",
-                level=30,
+                level=logging.WARNING,
             )
             wanted = end / 2
         self.total = max(1, end * epoch_length)
         self.warmup = round(wanted * epoch_length)
         self.warmup_lr, self.min_lr = warmup_lr, min_lr
-        self._reference = optimizer.defaults["lr"] if hasattr(optimizer, "defaults") else None
+        settings = getattr(optimizer, "base_param_settings", None) or getattr(
+            optimizer, "defaults", {}
+        )
+        self._reference = settings.get("lr")
         super().__init__(
             optimizer, "lr", begin=0, last_step=last_step, by_epoch=False, verbose=verbose
         )
 
     @classmethod
     def build_iter_from_epoch(
-        cls, *args: Any, epoch_length: int | None = None, **kwargs: Any
+        cls, optimizer: Any, end: int, epoch_length: int, **kwargs: Any
     ) -> "WarmupCosineLR":
-        """What mmengine calls for `convert_to_iter_based=True`."""
-        assert epoch_length, "epoch_length comes from the runner"
-        return cls(*args, epoch_length=epoch_length, **kwargs)
+        """What mmengine calls for `convert_to_iter_based=True`, with the runner's epochs."""
+        return cls(optimizer, end, epoch_length, **kwargs)
 
     def _get_value(self) -> Sequence[float]:
         reference = self._reference or max(self.base_values)

@@ -10,10 +10,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    "spark-seg torch mmengine mmcv mmcv-lite mmsegmentation deepspeed numpy opencv-python safetensors "
-    "openvino onnxruntime"
-).split()
+_PACKAGES = [
+    "spark-seg",
+    "torch",
+    "mmengine",
+    "mmcv",
+    "mmcv-lite",
+    "mmsegmentation",
+    "deepspeed",
+    "numpy",
+    "opencv-python",
+    "safetensors",
+    "openvino",
+    "onnxruntime",
+]
 
 
 def collect(seed: int | None, world_size: int) -> dict[str, Any]:
@@ -46,7 +56,11 @@ def git_state(folder: Path) -> dict[str, Any]:
 
     def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=20
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
         ).stdout.strip()
 
     try:

@@ -8,6 +8,7 @@ only). Here a checkpoint is a folder, written beside and renamed, that says how 
 import json
 import signal
 import threading
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,6 +34,8 @@ class SparkRunner(FlexibleRunner):
     """Runs training, evaluation and inference for spark_seg; see `spark_seg.engine.build`."""
 
     stop_requested = False
+    scratch: object = None  # a temporary folder that lives as long as the runner
+    model_summary: Mapping[str, str] = {}  # variant, parameters, FLOPs; for the run's record
 
     def train(self) -> nn.Module:
         """Trains. The first Ctrl-C finishes the current step and saves a checkpoint; a second one stops at once.
@@ -67,7 +70,7 @@ class SparkRunner(FlexibleRunner):
         """The folder that holds this run's checkpoints."""
         return str(Path(self.work_dir) / "checkpoints")
 
-    def save_checkpoint(  # type: ignore[override]
+    def save_checkpoint(
         self, out_dir: str, filename: str, meta: dict[str, Any] | None = None, **_: Any
     ) -> str:
         """Writes a checkpoint folder `out_dir/filename`, whole or not at all.

@@ -21,6 +21,7 @@ from torch import nn
 
 from spark_seg import compat
 from spark_seg.engine.checkpoints import WEIGHTS_FILE, save_safetensors
+from spark_seg.engine.provenance import plain
 from spark_seg.errors import UserError
 
 TRAINING_STATE_FILE = "training_state.pth"
@@ -112,6 +113,8 @@ class SparkDeepSpeedStrategy(_Weights, DeepSpeedStrategy):
         self._init_model, self.precision = init_model, precision
         compat.patch_deepspeed_strategy()
         super().__init__(**kwargs)
+        # Plain types: DeepSpeed pickles its config into every checkpoint, and mmengine's would not pass weights_only.
+        self.config: dict[str, Any] = plain(self.config)
         if precision == "bf16":
             # Weights and buffers stay fp32; DeepSpeed's own `bf16` section would cast the weights only, and
             # BatchNorm then meets mixed types (https://github.com/deepspeedai/DeepSpeed/pull/8066).
@@ -168,6 +171,11 @@ class SparkDeepSpeedStrategy(_Weights, DeepSpeedStrategy):
         self.model.save_checkpoint(
             str(folder.parent), tag=folder.name, client_state=state, save_latest=False
         )
+        for script in (
+            "zero_to_fp32.py",
+            "zero_to_torch.py",
+        ):  # DeepSpeed's converters: weights are there already
+            (folder.parent / script).unlink(missing_ok=True)
 
 
 def _to_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

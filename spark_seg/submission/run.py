@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spark_seg.submission.writer import SubmissionWriter
 
@@ -46,6 +46,7 @@ def infer(
     from spark_seg.datasets.layout import fingerprint
     from spark_seg.engine.build import prediction_runner
     from spark_seg.engine.checkpoints import load_state_dict
+    from spark_seg.submission.metric import SubmissionMetric
 
     weights = load_state_dict(checkpoint, trust)
     dataloader = copy.deepcopy(cfg.test_dataloader)
@@ -69,18 +70,11 @@ def infer(
     todo = [frame.id for frame in frames if frame.image in pending]
     if todo:
         dataloader.dataset.subset = todo
-        cfg = copy.deepcopy(cfg)
-        cfg.work_dir = str(Path(out) / "log")
-        cfg.log_level = "WARNING"
-        evaluator: dict[str, Any] = {
-            "type": "SubmissionMetric",
-            "writer": writer,
-            "overlays": min(overlays, len(todo)),
-            "total": len(todo),
-        }
-        runner = prediction_runner(cfg, weights, checkpoint, dataloader, evaluator, strategy)
+        metric = SubmissionMetric(writer, overlays)
+        runner = prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy)
         runner.test()
-    writer.finish(progress=True)
+    else:
+        writer.finish(progress=True)
     return writer
 
 

@@ -1,6 +1,8 @@
 # SPARK 2024, stream 1. The root is `data_root`, else the environment variable SPARK_DATA_ROOT.
 data_root = None
-test_images = None  # a folder of images; None: SPARK_TEST_ROOT, else found inside or beside the root
+test_images = (
+    None  # a folder of images; None: SPARK_TEST_ROOT, else found inside or beside the root
+)
 num_classes = 3
 image_size = 512  # the whole frame is resized to image_size x image_size
 batch_size = 8  # per GPU
@@ -9,52 +11,77 @@ num_workers = 4
 subset = None  # a fraction, or a list of ids, or a file that lists them
 leave_out = None  # a satellite, or several, to keep out of training
 
-_meta = ('img_path', 'seg_map_path', 'sample_id', 'satellite', 'ori_shape', 'img_shape')
+_meta = ("img_path", "seg_map_path", "sample_id", "satellite", "ori_shape", "img_shape")
 # mmseg's stock RandomCrop with cat_max_ratio is left out on purpose: background fills over 75 % of nearly every
 # frame, so that its test never passes and its ten retries take 60 % of the pipeline's time.
 train_pipeline = [
-    dict(type='LoadSparkImage'),
-    dict(type='LoadSparkMask'),
-    dict(type='RandomWarp', size='$image_size', hflip=0.5, vflip=0.5, rotation=30, scale=0.2, shift=0.1),
-    dict(type='ColorJitter', brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1),
-    dict(type='PackSegInputs', meta_keys=_meta),
+    dict(type="LoadSparkImage"),
+    dict(type="LoadSparkMask"),
+    dict(
+        type="RandomWarp",
+        size="$image_size",
+        hflip=0.5,
+        vflip=0.5,
+        rotation=30,
+        scale=0.2,
+        shift=0.1,
+    ),
+    dict(type="ColorJitter", brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1),
+    dict(type="PackSegInputs", meta_keys=_meta),
 ]
 # The mask keeps its own resolution: scores are counted there.
 val_pipeline = [
-    dict(type='LoadSparkImage'),
-    dict(type='ResizeFrame', size='$image_size'),
-    dict(type='LoadSparkMask'),
-    dict(type='PackSegInputs', meta_keys=_meta),
+    dict(type="LoadSparkImage"),
+    dict(type="ResizeFrame", size="$image_size"),
+    dict(type="LoadSparkMask"),
+    dict(type="PackSegInputs", meta_keys=_meta),
 ]
 test_pipeline = [
-    dict(type='LoadSparkImage'),
-    dict(type='ResizeFrame', size='$image_size'),
-    dict(type='PackSegInputs', meta_keys=_meta),
+    dict(type="LoadSparkImage"),
+    dict(type="ResizeFrame", size="$image_size"),
+    dict(type="PackSegInputs", meta_keys=_meta),
 ]
 train_dataloader = dict(
-    batch_size='$batch_size',
-    num_workers='$num_workers',
+    batch_size="$batch_size",
+    num_workers="$num_workers",
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='SparkDataset', data_root='$data_root', split='train', subset='$subset', leave_out='$leave_out',
-                 pipeline=train_pipeline),
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(
+        type="SparkDataset",
+        data_root="$data_root",
+        split="train",
+        subset="$subset",
+        leave_out="$leave_out",
+        pipeline=train_pipeline,
+    ),
 )
 val_dataloader = dict(
-    batch_size='$val_batch_size',
-    num_workers='$num_workers',
+    batch_size="$val_batch_size",
+    num_workers="$num_workers",
     persistent_workers=True,
     pin_memory=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='SparkDataset', data_root='$data_root', split='val', subset='$subset', pipeline=val_pipeline),
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="SparkDataset",
+        data_root="$data_root",
+        split="val",
+        subset="$subset",
+        pipeline=val_pipeline,
+    ),
 )
 # The challenge's unlabelled test set, which tools/infer.py predicts.
 test_dataloader = dict(
-    batch_size='$val_batch_size',
-    num_workers='$num_workers',
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='SparkDataset', data_root='$data_root', split='test', images='$test_images',
-                 pipeline=test_pipeline),
+    batch_size="$val_batch_size",
+    num_workers="$num_workers",
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="SparkDataset",
+        data_root="$data_root",
+        split="test",
+        images="$test_images",
+        pipeline=test_pipeline,
+    ),
 )
-val_evaluator = dict(type='SparkMetric')
+val_evaluator = dict(type="SparkMetric")

@@ -9,15 +9,20 @@ warmup_lr = 1e-7
 min_lr = 1e-6
 
 optim_wrapper = dict(
-    type='DeepSpeedOptimWrapper',
-    constructor='GroupedOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr='$lr', weight_decay='$weight_decay', betas='$betas', eps=1e-8),
+    type="DeepSpeedOptimWrapper",
+    constructor="GroupedOptimWrapperConstructor",
+    optimizer=dict(type="AdamW", lr="$lr", weight_decay="$weight_decay", betas="$betas", eps=1e-8),
     # no decay on norms and biases: the constructor leaves out everything with fewer than two dimensions
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
 param_scheduler = [
-    dict(type='WarmupCosineLR', warmup_epochs='$warmup_epochs', warmup_lr='$warmup_lr', min_lr='$min_lr',
-         convert_to_iter_based=True),
+    dict(
+        type="WarmupCosineLR",
+        warmup_epochs="$warmup_epochs",
+        warmup_lr="$warmup_lr",
+        min_lr="$min_lr",
+        convert_to_iter_based=True,
+    ),
 ]
-train_cfg = dict(type='SparkTrainLoop', max_epochs='$epochs', val_interval='$val_every')
-val_cfg = dict(type='SparkValLoop')
+train_cfg = dict(type="SparkTrainLoop", max_epochs="$epochs", val_interval="$val_every")
+val_cfg = dict(type="SparkValLoop")

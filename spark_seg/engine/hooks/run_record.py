@@ -37,7 +37,7 @@ class RunRecordHook(Hook):
         folder = Path(runner.work_dir)
         record = provenance.collect(runner.seed, runner.world_size)
         record["precision"] = runner.strategy.precision
-        record["model"] = dict(getattr(runner, "model_summary", {}))
+        record["model"] = dict(runner.model_summary)
         record["data"] = {
             "train": self._fingerprint(runner.train_dataloader.dataset),
             "val": self._fingerprint(runner.val_dataloader.dataset) if runner.val_loop else None,
@@ -58,9 +58,9 @@ class RunRecordHook(Hook):
             return
         scalars = runner.message_hub.log_scalars
         values = {
-            name.removeprefix("train/"): float(buffer.mean(self._since))
+            name.removeprefix("train/").removeprefix("decode."): float(buffer.mean(self._since))
             for name, buffer in scalars.items()
-            if name.startswith("train/") and name not in ("train/lr",)
+            if name.startswith("train/") and name not in ("train/lr", "train/base_lr")
         }
         values["lr"] = float(scalars["train/lr"].current())
         images = runner.train_dataloader.batch_size * runner.world_size

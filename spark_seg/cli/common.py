@@ -1,0 +1,157 @@
+"""What train, test and infer share: options, the work folder, the device, the checkpoint."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from spark_seg.errors import UserError, UserFileNotFoundError, nearest
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with the nearest option named after a typo."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = [o for a in self._actions for o in a.option_strings]
+            self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0], options)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Adds CONFIG and the options that every command over a config has."""
+    parser.add_argument(
+        "config", help="a config file, or the name of one that comes with spark_seg"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="change the config: image_size=640 model.backbone.drop_path_rate=0.2",
+    )
+    parser.add_argument("--work-dir", help="the run's folder (default: work_dirs/<config's name>)")
+    parser.add_argument(
+        "--strategy",
+        choices=("deepspeed", "single"),
+        default="deepspeed",
+        help="single: plain PyTorch on one device, without DeepSpeed",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto takes a GPU where there is one",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds CHECKPOINT and --trust-checkpoint."""
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help=".safetensors, .pth or a checkpoint folder (default: the best of the config's work folder)",
+    )
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="also read checkpoints that can run code when loaded: only for files whose source you trust",
+    )
+
+
+def choose_device(device: str) -> None:
+    """Makes the choice hold for torch and DeepSpeed; call it before either is imported.
+
+    Raises:
+        UserError: `cuda` was asked for and there is no GPU that torch can use.
+    """
+    # Environment variables are how both are told; they are read once, at import.
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device != "cpu" and _cuda() else "cpu")
+    if device == "cuda" and not _cuda():
+        raise UserError(
+            "--device cuda: torch sees no GPU; check nvidia-smi and that torch is a CUDA build, or leave "
+            "--device out"
+        )
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def quiet_libraries() -> None:
+    """Leaves warnings that the user cannot act on out of the terminal."""
+    import logging
+    import warnings
+
+    for text in (
+        ".*pkg_resources.*",
+        ".*pin_memory.*",
+        ".*autocast.*deprecated.*",
+        "This DataLoader will create.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+    warnings.filterwarnings(
+        "ignore", module=r"mmengine\.|mmseg\.|mmcv\.|deepspeed\.|torch\.distributed"
+    )
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+
+
+def prepare(args: argparse.Namespace) -> "Config":
+    """Loads the config that a command's arguments name, with overrides shown and the work folder set."""
+    from spark_seg.config import find_config, parse_options
+
+    find_config(args.config)  # a wrong name is told before seconds of imports
+    options = parse_options(args.cfg_options)
+    if getattr(args, "seed", None) is not None:
+        options["seed"] = args.seed
+    quiet_libraries()
+    choose_device(args.device)
+    from spark_seg.config import load_config
+
+    changes: list[str] = []
+    cfg = load_config(args.config, options, changes)
+    for change in changes:
+        print(f"config: {change}")
+    name = find_config(args.config).stem
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / name)
+    if cfg.get("demo_data"):
+        from spark_seg.datasets.demo import ensure_demo_data
+
+        ensure_demo_data(cfg.data_root, **cfg.demo_data)
+    return cfg
+
+
+def find_checkpoint(given: str | None, work_dir: str) -> Path:
+    """The checkpoint named on the command line, else the best of the work folder.
+
+    Raises:
+        UserFileNotFoundError: Neither is there.
+    """
+    if given:
+        path = Path(given)
+        if not path.exists():
+            names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserFileNotFoundError(f"no checkpoint {given}{nearest(path.name, names)}")
+        return path
+    best = Path(work_dir) / "checkpoints" / "best.safetensors"
+    if not best.is_file():
+        raise UserFileNotFoundError(
+            f"no checkpoint given and none in {best.parent}: train first, or name one"
+        )
+    return best

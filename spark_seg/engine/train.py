@@ -1,0 +1,75 @@
+"""A whole training: folder, runner, summary of the model, run."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spark_seg.atomic import make_folder
+from spark_seg.engine.build import training_runner
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from spark_seg.engine.runner import SparkRunner
+
+
+def train(cfg: "Config", strategy: str = "deepspeed") -> "SparkRunner":
+    """Trains what a config says and leaves the run's folder (`work_dirs/README.md` explains it).
+
+    Args:
+        cfg: As from `spark_seg.config.load_config`, with `work_dir` set.
+        strategy: `deepspeed` or `single`.
+
+    Returns:
+        The runner after training.
+    """
+    set_aside(cfg.work_dir)
+    model = describe_model(
+        cfg
+    )  # before the runner: building a model draws random numbers, and it sets the seed
+    runner = training_runner(cfg, strategy)
+    runner.model_summary = model
+    summary = ", ".join(f"{key} {value}" for key, value in model.items())
+    runner.logger.info(
+        f"model: {summary}; precision {runner.strategy.precision}; work folder {cfg.work_dir}"
+    )
+    runner.train()
+    best = Path(runner.checkpoint_dir) / "best.json"
+    if best.is_file():
+        print(f"best checkpoint: {best.with_name('best.safetensors')}")
+    print(f"curves: {Path(cfg.work_dir) / 'curves.png'}")
+    return runner
+
+
+def describe_model(cfg: "Config") -> dict[str, str]:
+    """Parameters and FLOPs at the config's image size, as text for people."""
+    from mmseg.registry import MODELS
+
+    from spark_seg.models.summary import count_flops, count_parameters
+
+    model = MODELS.build(cfg.model)
+    flops = count_flops(model, cfg.image_size)
+    return {
+        "variant": str(cfg.get("variant")),
+        "parameters": f"{count_parameters(model)['total'] / 1e6:.3f} M",
+        "FLOPs": f"{flops / 1e9:.1f} G at {cfg.image_size}x{cfg.image_size}",
+    }
+
+
+def set_aside(work_dir: str) -> Path | None:
+    """Moves a work folder that holds a former run to `<name>.1`, `.2` ..., so that nothing of it is lost.
+
+    Returns:
+        Where it went, or None where there was nothing to move.
+    """
+    folder = Path(work_dir)
+    if not (folder / "checkpoints").is_dir():
+        make_folder(folder)
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    os.rename(folder, aside)
+    make_folder(folder)
+    print(f"the former run in {folder} is now {aside}")
+    return aside

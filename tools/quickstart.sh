@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The main job from nothing: packages, demo data, training, evaluation, submission, check, score.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/setup_env.sh
+setup_env ''
+
+config=segformer_b0_spark_demo
+run=work_dirs/$config
+best=$run/checkpoints/best.safetensors
+data=data/spark_demo
+python=.venv/bin/python
+# Each step is skipped when what it makes is there and not older than what it is made from.
+step() { echo && echo "== $1"; }
+
+step "1/5 train $config with DeepSpeed (renders its data first)"
+if [ -f "$run/finished" ] && [ -f "$best" ]; then
+    echo "done before: $run"
+else
+    "$python" tools/train.py "configs/$config.py"
+    touch "$run/finished"
+fi
+
+step "2/5 evaluate the best checkpoint"
+if [ "$run/test_val/table.txt" -nt "$best" ]; then
+    cat "$run/test_val/table.txt"
+else
+    "$python" tools/test.py "configs/$config.py"
+fi
+
+step "3/5 write the submission"
+if [ "$run/submission/submission.zip" -nt "$best" ]; then
+    echo "done before: $run/submission/submission.zip"
+else
+    "$python" tools/infer.py "configs/$config.py" --out "$run/submission" --overlays 8
+fi
+
+step "4/5 check it as a stranger would"
+"$python" -m spark_seg.submission.check "$run/submission/submission.zip" --images "$data/stream-1-test"
+
+step "5/5 score it against the rendered truth"
+"$python" -m spark_seg.submission.score "$run/submission/submission.zip" --truth "$data/stream-1-test-truth" \
+    --json "$run/submission/score.json"
+
+echo
+echo "Look at:"
+echo "  the table        $run/test_val/table.txt"
+echo "  the overlays     $run/test_val/overlays.png"
+echo "  the curves       $run/curves.png"
+echo "  the submission   $run/submission/submission.zip"

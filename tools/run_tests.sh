@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Sets everything up and runs lint, types and tests. --full adds the slow tests (the quickstart among them).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+usage="usage: bash tools/run_tests.sh [--full] [-- PYTEST ARGUMENTS]"
+select=(-m "not slow")
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --full) select=() ;;
+    -h | --help) echo "$usage" && exit 0 ;;
+    --) shift && break ;;
+    *) echo "error: unknown argument $1; $usage" >&2 && exit 2 ;;
+    esac
+    shift
+done
+. tools/setup_env.sh
+setup_env '[test]'
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+# Two processes of one thread each use two cores better than one process of two threads.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=10 "${select[@]}" "$@"
