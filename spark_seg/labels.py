@@ -198,7 +198,7 @@ def _check_indices(img: np.ndarray, name: str) -> np.ndarray:
 
 
 def _decode_colours(img: np.ndarray, name: str, luma: np.ndarray | None) -> np.ndarray:
-    """Classes of uint8 `[H, W, 3 or 4]`, with the checks that it is a mask; `luma` uint8 `[H, W]`."""
+    """Classes of uint8 `[H, W, 3 or 4]`, checked to be a mask; `luma` uint8 `[H, W]` or None."""
     height, width = img.shape[:2]
     labels, unsure = np.empty((2, height, width), np.uint8)
     tint = 0.0

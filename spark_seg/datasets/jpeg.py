@@ -7,15 +7,16 @@ import numpy as np
 
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
-# Luminance table of ITU T.81 annex K, which encoders scale by the quality; sorted, so order does
-# not matter.
+# Luminance table of ITU T.81 annex K, which encoders scale by the quality; sorted, so that the
+# order in the file does not matter.
 _ANNEX_K = np.sort(
-    np.array(
-        """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87
-        80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92
-        95 98 112 100 103 99""".split(),
-        dtype=np.int64,
-    )
+    np.frombuffer(
+        bytes.fromhex(
+            "100b0a101828333d0c0c0e131a3a3c370e0d1018283945380e11161d3357503e"
+            "12162538446d674d182337405168715c31404e5767797865485c5f6270646763"
+        ),
+        np.uint8,
+    ).astype(np.int64)
 )
 
 

@@ -80,8 +80,7 @@ def find_root(data_root: str | None) -> Path:
     if not given:
         raise UserFileNotFoundError(
             "no data root: set the environment variable SPARK_DATA_ROOT or data_root to the folder "
-            "that holds images/ "
-            "and mask/"
+            "that holds images/ and mask/"
         )
     root = Path(given).expanduser()
     source = "data_root" if data_root else "SPARK_DATA_ROOT"
@@ -102,9 +101,8 @@ def find_root(data_root: str | None) -> Path:
         names = ", ".join(path.name for path in inside)
         raise UserError(f"{source} {root} holds several SPARK trees ({names}): name one of them")
     raise UserError(
-        f"{source} {root} is no SPARK tree: looked for images/<Satellite>/<split>/ in it, in the "
-        f"folders inside it and "
-        f"beside it; there is {_contents(root)}"
+        f"{source} {root} is no SPARK tree: looked for images/<Satellite>/<split>/ in it and in "
+        f"the folders inside it; there is {_contents(root)}"
     )
 
 
@@ -126,33 +124,61 @@ def list_frames(root: Path | str, split: str) -> list[Frame]:
             files of one stem; a CSV of the split names files that are not there.
     """
     root = Path(root)
-    frames: list[Frame] = []
-    missing: list[str] = []
-    for satellite in satellite_order(_folders(root / "images")):
-        folder = root / "images" / satellite / split
-        images = _stems(folder, "_img")
-        masks = _stems(root / "mask" / satellite / split, "_layer") if images else {}
-        for stem, image in images.items():
-            mask = masks.get(stem)
-            if mask is None:
-                missing.append(f"mask/{satellite}/{split}/{stem}_layer.jpg")
-            frames.append(Frame(f"{satellite}/{split}/{stem}", satellite, split, image, mask))
+    found = scan_split(root, split)
+    frames = found.frames
     if not frames:
         splits = splits_of(root)
         raise UserError(
-            f"{root}: the split {split!r} has no image (looked for "
-            f"images/<Satellite>/{split}/*_img.jpg; folders "
-            f"found: {', '.join(splits) or 'none'}){nearest(split, set(splits) - {split})}"
+            f"{root}: the split {split!r} has no image (looked for images/<Satellite>/{split}/"
+            f"*_img.jpg; splits found: {', '.join(splits) or 'none'})"
+            f"{nearest(split, set(splits) - {split})}"
         )
+    if found.twins:
+        raise UserError(f"{root}: two files have one name, keep one: {_first(found.twins)}")
+    missing = [missing_mask(frame) for frame in frames if frame.mask is None]
     if missing:
-        shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise UserFileNotFoundError(
             f"{root}: {len(missing)} of {len(frames)} masks of the split {split!r} are missing: "
-            f"{shown}; copy them "
-            "again or remove their images"
+            f"{_first(missing)}; copy them again or remove their images"
         )
     cross_check(root / f"{split}.csv", frames)
     return frames
+
+
+@dataclass
+class SplitScan:
+    """What lies in a split's folders, right or wrong.
+
+    Attributes:
+        frames: All images in order; `mask` is None where it is missing.
+        lone_masks: Masks without an image, as paths below the root.
+        twins: Files whose stem another file has, likewise.
+        strays: Image files whose name has not the right ending, likewise.
+    """
+
+    frames: list[Frame]
+    lone_masks: list[str]
+    twins: list[str]
+    strays: list[str]
+
+
+def scan_split(root: Path, split: str) -> SplitScan:
+    """Lists a labelled split without judging it; satellites in class-index order, then by name."""
+    found = SplitScan([], [], [], [])
+    for satellite in satellite_order({*_folders(root / "images"), *_folders(root / "mask")}):
+        inner = f"{satellite}/{split}"
+        images = _stems(root, f"images/{inner}", "_img", found)
+        masks = _stems(root, f"mask/{inner}", "_layer", found)
+        for stem, image in images.items():
+            frame = Frame(f"{inner}/{stem}", satellite, split, image, masks.pop(stem, None))
+            found.frames.append(frame)
+        found.lone_masks += [os.path.relpath(path, root) for path in masks.values()]
+    return found
+
+
+def missing_mask(frame: Frame) -> str:
+    """Where a frame's mask should be, as a path below the root."""
+    return f"mask/{frame.id}_layer.jpg"
 
 
 def list_test_images(root: Path | str | None, images: str | None = None) -> list[Frame]:
@@ -192,8 +218,7 @@ def list_test_images(root: Path | str | None, images: str | None = None) -> list
                 return _test_frames(_images_in(folder), folder)
     raise UserFileNotFoundError(
         f"no test set inside or beside {root} (looked for {', '.join(_TEST_FOLDERS)}): name a "
-        f"folder of images or set "
-        "SPARK_TEST_ROOT"
+        "folder of images or set SPARK_TEST_ROOT"
     )
 
 
@@ -233,19 +258,25 @@ def _contents(folder: Path) -> str:
     )
 
 
-def _stems(folder: Path, suffix: str) -> dict[str, str]:
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _stems(root: Path, inner: str, suffix: str, found: SplitScan) -> dict[str, str]:
     """Maps `image_00001` to the path of `image_00001<suffix>.jpg`, in order of names."""
-    found: dict[str, str] = {}
-    for entry in _entries(folder):
+    stems: dict[str, str] = {}
+    for entry in sorted(_entries(root / inner), key=lambda entry: entry.name):
         base, extension = os.path.splitext(entry.name)
-        if extension.lower() not in IMAGE_EXTENSIONS or not base.endswith(suffix):
+        if extension.lower() not in IMAGE_EXTENSIONS:
             continue
-        stem = base[: -len(suffix)]
-        if stem in found:
-            other = os.path.basename(found[stem])
-            raise UserError(f"{folder}: {other} and {entry.name} have one name: keep one of them")
-        found[stem] = entry.path
-    return dict(sorted(found.items()))
+        stem = base.removesuffix(suffix)
+        if stem == base:
+            found.strays.append(f"{inner}/{entry.name}")
+        elif stem in stems:
+            found.twins.append(f"{inner}/{entry.name}")
+        else:
+            stems[stem] = entry.path
+    return stems
 
 
 def _images_in(folder: Path) -> list[str]:
