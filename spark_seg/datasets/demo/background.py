@@ -31,16 +31,19 @@ def _cut(
     s = zoom * 1024 / size
     c, q = s * np.cos(angle), s * np.sin(angle)
     off = rng.uniform(0, TILE, 2)
-    matrix = np.array([[c, -q, off[0]], [q, c, off[1]]], np.float64)
+    # Half of them mirrored, so that one tile serves for twice the shapes.
+    m = 1 if rng.random() < 0.5 else -1
+    matrix = np.array([[m * c, -q, off[0]], [m * q, c, off[1]]], np.float64)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(tile, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_WRAP)
 
 
 def _stars(image: np.ndarray, rng: np.random.Generator) -> None:
     size = image.shape[0]
-    n = int(rng.integers(150, 900))
+    n = int(np.exp(rng.uniform(np.log(1500), np.log(14000))))
     xy = rng.random((n, 2))
-    bright = 14 / rng.power(2.2, n) ** 1.6
+    # Their light is gathered in one pixel, less of it where pixels are larger.
+    bright = 13 / (1 - rng.random(n)) ** 0.55 * min(size / 1024, 1)
     tint = rng.uniform(0.8, 1.0, (n, 3))
     p = (xy * size).astype(int)
     glow = np.clip(bright[:, None] * tint, 0, 170)
@@ -56,8 +59,7 @@ def _stars(image: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _sky(rng: np.random.Generator, seed: int, size: int) -> np.ndarray:
-    floor = np.clip(rng.normal(35.5, 1.3), 31, 41)
-    image = np.full((size, size, 3), round(floor), np.uint8)
+    image = np.full((size, size, 3), rng.integers(4, 8), np.uint8)
     gain = rng.uniform(0.35, 1.0) if rng.random() < 0.55 else 0.0
     if gain:
         angle = rng.uniform(0, 2 * np.pi)
@@ -100,13 +102,13 @@ def _tone(image: np.ndarray, rng: np.random.Generator, low: float, high: float) 
 
 def _earth(rng: np.random.Generator, seed: int, size: int) -> Background:
     """Straight down: sharp land, sea and clouds."""
-    zoom = rng.uniform(0.45, 0.95)
-    ground = _tone(_cut(land_tile(seed), rng, size, zoom), rng, 0.65, 1.2)
+    zoom = rng.uniform(0.34, 0.66)
+    ground = _tone(_cut(land_tile(seed), rng, size, zoom), rng, 0.75, 1.35)
     thick, bright = cloud_tile(seed)
     both = _cut(cv2.merge([thick, bright]), rng, size, zoom * rng.uniform(0.6, 1.1))
     thick, bright = cv2.split(both)
     image = _over(
-        ground, bright, _cover(thick, rng.choice([0.08, 0.25, 0.5]) * rng.uniform(0.6, 1.4), 1.1)
+        ground, bright, _cover(thick, rng.choice([0.06, 0.2, 0.45]) * rng.uniform(0.6, 1.4), 1.6)
     )
     tilt = rng.normal(size=2) * 0.25
     earth = np.array([tilt[0], tilt[1], 1.0], np.float32)
@@ -116,11 +118,11 @@ def _earth(rng: np.random.Generator, seed: int, size: int) -> Background:
 def _limb(rng: np.random.Generator, seed: int, size: int) -> Background:
     """The edge of the Earth against the sky, with its blue rim of air."""
     sky = _sky(rng, seed, size)
-    radius = rng.uniform(0.8, 2.6)  # of the frame's width
+    radius = float(np.exp(rng.uniform(np.log(1.0), np.log(3.6))))  # of the frame's width
     angle = rng.uniform(0, 2 * np.pi)
     toward = np.array([np.cos(angle), np.sin(angle)])
     # How far the limb stands from the frame's middle, negative where the Earth covers that.
-    gap = rng.uniform(-0.15, 0.5)
+    gap = rng.uniform(-0.3, 0.44)
     cx, cy = 0.5 + toward * (radius + gap)
 
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -135,42 +137,49 @@ def _limb(rng: np.random.Generator, seed: int, size: int) -> Background:
     ex, ey = cg[None] - np.float32(cx), cg[:, None] - np.float32(cy)
     d = np.sqrt(ex * ex + ey * ey)
     bend = np.arcsin(np.clip(d / radius, 0, 0.9995)) / np.maximum(d / radius, 1e-3)
-    k = TILE * radius * rng.uniform(0.8, 1.15)
+    k = TILE * radius * rng.uniform(0.26, 0.5)
     ox, oy = rng.uniform(0, TILE, 2).astype(np.float32)
     mx = cv2.resize(ex * bend / radius * k + ox, (size, size), interpolation=cv2.INTER_LINEAR)
     my = cv2.resize(ey * bend / radius * k + oy, (size, size), interpolation=cv2.INTER_LINEAR)
 
-    thick, bright = swirl_tile(seed)
+    thick_tile, bright = swirl_tile(seed)
     tex = cv2.remap(
-        cv2.merge([thick, bright]), mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+        cv2.merge([thick_tile, bright]), mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
     )
     thick, bright = cv2.split(tex)
     ground = cv2.remap(land_tile(seed), mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     ground = _tone(ground, rng, 0.7, 1.1)
-    image = _over(ground, bright, _cover(thick, rng.uniform(0.35, 0.75), 2.2))
+    image = _over(ground, bright, _cover(thick, rng.uniform(0.4, 0.8), 3.0))
+
+    rim = rng.uniform(0.8, 1.5)
+    # Seen edge on, clouds become streaks along the limb.
+    along = np.arctan2(ey * toward[0] - ex * toward[1], -ex * toward[0] - ey * toward[1])
+    along = cv2.resize(along.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+    sx = along * np.float32(radius * TILE * 0.35) + oy
+    sy = depth * np.float32(TILE * 5.0 / rim) + ox
+    streak = cv2.remap(thick_tile, sx, sy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    streak = cv2.LUT(streak, np.clip((np.arange(256) - 138) * 5, 0, 235).astype(np.uint8))
 
     # Air over the disc: saturated blue at the limb that thins inwards; a glow of it outside.
     steps = 4096
     reach = np.linspace(-0.06, 0.5, steps, dtype=np.float32)
-    rim = rng.uniform(0.8, 1.25)
     inside = np.clip(reach / rim, 0, None)
-    veil = np.where(
-        reach > 0, 0.12 + 0.80 * np.exp(-inside / 0.022) + 0.38 * np.exp(-inside / 0.11), 1.0
-    )
-    veil = np.minimum(veil, 0.93)
-    halo = np.exp(np.minimum(reach, 0) / (0.0075 * rim))
-    edge = np.array([238, 118, 72], np.float32) * rng.uniform(0.85, 1.05)
-    high = np.array([226, 146, 110], np.float32)
-    mix = np.clip(inside / 0.12, 0, 1)[:, None]
-    air = edge * (1 - mix) + high * mix
+    veil = 0.10 + 0.86 * np.exp(-((inside / 0.034) ** 2)) + 0.45 * np.exp(-inside / 0.10)
+    halo = np.exp(np.minimum(reach, 0) / (0.011 * rim))
+    edge = np.array([240, 106, 54], np.float32) * rng.uniform(0.85, 1.05)
+    high = np.array([222, 140, 100], np.float32)
+    mix = np.clip(inside / 0.10, 0, 1)[:, None]
     index = np.clip((depth + 0.06) * ((steps - 1) / 0.56), 0, steps - 1).astype(np.int16)
-    weight = np.where(reach > 0, veil, 1).astype(np.float32)
-
-    air_img = np.take(air.astype(np.uint8), index, axis=0)
-    w = np.take(weight, index)
-    disc = cv2.blendLinear(air_img, image, w, 1 - w)
-    solid = np.take(np.where(reach > 0, 1.0, halo * 0.9).astype(np.float32), index)
-    solid[depth < -0.055] = 0
+    air = np.take((edge * (1 - mix) + high * mix).astype(np.uint8), index, axis=0)
+    w = np.take(np.where(reach > 0, np.minimum(veil, 0.95), 1).astype(np.float32), index)
+    disc = cv2.blendLinear(air, image, w, 1 - w)
+    belt = np.exp(-(((inside - 0.030) / 0.020) ** 2)) + 0.4 * np.exp(
+        -(((inside - 0.07) / 0.03) ** 2)
+    )
+    w = np.take((belt / 255 * (reach > 0.004)).astype(np.float32), index) * streak
+    disc = cv2.blendLinear(np.full_like(disc, 240), disc, w, 1 - w)
+    fade = np.where(reach > 0, 1.0, np.where(reach > -0.055, halo * 0.9, 0))
+    solid = np.take(fade.astype(np.float32), index)
     out = cv2.blendLinear(disc, sky, solid, 1 - solid)
     earth = np.array([toward[0], toward[1], rng.uniform(-0.3, 0.8)], np.float32)
     return Background(out, "limb", earth / np.linalg.norm(earth))

@@ -26,7 +26,7 @@ def venus_express() -> Mesh:
     b.box((0, 0, 0), (1.55, 1.7, 1.45), M["dark_gold"], py=M["black_foil"], ny=M["black_foil"])
     for sign in (1, -1):
         at = frame((0, 0.86 * sign, 0.1), z=(0.35, 0, 1), x=(0, sign, 0))
-        b.wing(at, 2, (1.30, 1.45), 0.06, 0.75, M["cells_blue"], M["composite"], M["dark_metal"])
+        b.wing(at, 2, (1.40, 1.62), 0.06, 0.75, M["cells_blue"], M["composite"], M["dark_metal"])
         b.box((0, sign * 0.855, -0.25), (0.9, 0.02, 0.7), M["radiator"])
     b.dish(0.72, 0.22, M["white"], M["grey_foil"], frame((0.82, 0, 0), z=(1, 0, 0)))
     for t in (0, 2.1, 4.2):
@@ -61,7 +61,7 @@ def lisa_pathfinder() -> Mesh:
     """A squat gold octagon wearing its solar array as a lid."""
     b = Builder()
     b.prism(
-        8, (0.98, 0.98), (-0.42, 0.40), M["orange"], (M["black_foil"], M["orange"]), turn=pi / 8
+        8, (0.98, 0.98), (-0.60, 0.40), M["orange"], (M["black_foil"], M["orange"]), turn=pi / 8
     )
     b.prism(
         8, (1.09, 1.09), (0.40, 0.45), M["dark_metal"], (M["composite"], M["black"]), turn=pi / 8
@@ -74,7 +74,7 @@ def lisa_pathfinder() -> Mesh:
         b.prism(
             8, (0.05, 0.05), (0.45, 0.50), M["orange"], (None, M["copper"]), at=frame((x, y, 0))
         )
-    b.prism(20, (0.62, 0.58), (-0.60, -0.42), M["metal"], smooth=True, inner=M["dark_metal"])
+    b.prism(20, (0.62, 0.58), (-0.78, -0.60), M["metal"], smooth=True, inner=M["dark_metal"])
     for i in range(8):
         t = i * pi / 4
         at = frame((0.906 * cos(t), 0.906 * sin(t), 0), z=(cos(t), sin(t), 0), x=(0, 0, 1))
@@ -103,7 +103,7 @@ def smart1() -> Mesh:
     b.box((0, 0, 0), (1.15, 1.15, 1.15), M["black_foil"], px=M["dark_gold"], pz=M["grey_foil"])
     for sign in (1, -1):
         at = frame((0, 0.58 * sign, 0), z=(0.2, 0, 1), x=(0, sign, 0))
-        b.wing(at, 3, (1.75, 1.0), 0.12, 1.0, M["cells_green"], M["grey_back"], M["dark_metal"])
+        b.wing(at, 3, (1.72, 0.84), 0.12, 1.0, M["cells_green"], M["grey_back"], M["dark_metal"])
     b.prism(16, (0.34, 0.30), (0.57, 0.74), M["white"], (None, M["light_grey"]), smooth=True)
     b.prism(
         12,
@@ -131,7 +131,7 @@ def soho() -> Mesh:
     b.prism(8, (0.95, 0.95), (-0.55, 2.0), M["black_foil"], (None, M["gold"]), turn=pi / 8)
     for sign in (1, -1):
         at = frame((0, 1.05 * sign, -1.1), z=(1, 0, 0.15), x=(0, sign, 0))
-        b.wing(at, 2, (1.5, 1.7), 0.08, 0.75, M["cells_blue"], M["kapton"], M["dark_gold"])
+        b.wing(at, 2, (1.4, 1.5), 0.08, 0.75, M["cells_blue"], M["kapton"], M["dark_gold"])
     # Telescopes that stand around the tower, looking where it points.
     for i, (t, h, r) in enumerate(
         ((0.3, 2.6, 0.22), (1.5, 2.2, 0.3), (2.7, 2.5, 0.18), (3.9, 2.75, 0.26), (5.2, 2.3, 0.2))
@@ -208,7 +208,7 @@ def xmm_newton() -> Mesh:
         b.wing(
             at,
             3,
-            (1.85, 1.75),
+            (1.75, 1.5),
             0.06,
             0.8,
             M["cells_dark"],

@@ -102,7 +102,7 @@ def observation_sat() -> Mesh:
     )
     for sign in (1, -1):
         at = frame((0, 0.75 * sign, 0.3), z=(1, 0, 0.25), x=(0, sign, 0))
-        b.wing(at, 2, (1.2, 1.75), 0.05, 0.5, M["cells_blue"], M["grey_back"], M["metal"])
+        b.wing(at, 2, (1.4, 1.9), 0.05, 0.5, M["cells_blue"], M["grey_back"], M["metal"])
     b.dish(
         0.3,
         0.09,
@@ -138,8 +138,8 @@ def proba2() -> Mesh:
     )
     for sign in (1, -1):
         b.panel(
-            (0.0, 0.64 * sign, 0),
-            (0.8, 0.5),
+            (0.0, 0.60 * sign, 0),
+            (0.8, 0.42),
             at,
             M["cells_blue"],
             M["grey_back"],
@@ -194,9 +194,7 @@ def proba3() -> Mesh:
     b = Builder()
     b.box((0, 0, 0), (1.05, 1.1, 1.5), M["black_foil"], nz=M["composite"])
     at = frame((0.45, 0.55, -0.35), z=(1, 0.15, 0), x=(0, 1, 0))
-    b.wing(
-        at, 1, (1.75, 1.05), 0.0, 0.22, M["cells_violet"], M["grey_back"], M["light_grey"], 0.012
-    )
+    b.wing(at, 1, (1.6, 0.96), 0.0, 0.22, M["cells_violet"], M["grey_back"], M["light_grey"], 0.012)
     b.prism(
         20,
         (0.36, 0.34),
@@ -255,7 +253,7 @@ def proba3_occulter() -> Mesh:
     b.prism(28, (0.66, 0.70), (0.40, 0.50), M["black_foil"], smooth=True)
     at = frame((0.48, 0, -0.03), z=(1, 0, 0), x=(0, 0, 1))
     b.panel(
-        (0, 0, 0.03), (0.86, 0.90), at, M["cells_violet"], M["black"], M["light_grey"], 0.03, 0.02
+        (0, 0, 0.03), (0.78, 0.82), at, M["cells_violet"], M["black"], M["light_grey"], 0.03, 0.02
     )
     b.box((0, 0.485, 0.2), (0.45, 0.02, 0.22), M["white"])
     b.box((0.1, -0.485, 0.2), (0.3, 0.02, 0.28), M["white"])

@@ -6,11 +6,12 @@ import numpy as np
 from spark_seg.datasets.demo.noise import TILE, grain_tile
 
 
-def bloom(image: np.ndarray, rng: np.random.Generator) -> None:
-    """Light spilling from near-white spots along the rows, and a little around them; in place."""
+def bloom(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
+    """Light that the craft's near-white spots spill along the rows and around them, in place."""
     size = image.shape[0]
     small = max(size // 8, 8)
-    peak = cv2.resize(image, (small * 4, small * 4), interpolation=cv2.INTER_AREA)
+    peak = cv2.copyTo(image, labels)
+    peak = cv2.resize(peak, (small * 4, small * 4), interpolation=cv2.INTER_AREA)
     peak = cv2.subtract(peak, np.full_like(peak, 205))
     if not peak.any():
         return
@@ -28,11 +29,11 @@ def bloom(image: np.ndarray, rng: np.random.Generator) -> None:
     cv2.add(image, add, dst=image)
 
 
-def glare(image: np.ndarray, rng: np.random.Generator) -> None:
-    """The sun in or near the frame: glow, rays, ghosts on a line through the middle, in place."""
+def glare(image: np.ndarray, rng: np.random.Generator, spot: tuple[float, float]) -> None:
+    """The sun at `spot` (frame widths): glow, rays, ghosts on a line through the middle, in place."""
     size = image.shape[0]
     n = max(size // 4, 16)
-    x0, y0 = rng.uniform(-0.25, 1.25, 2)
+    x0, y0 = spot
     g = (np.arange(n, dtype=np.float32) + 0.5) / n
     dx, dy = g[None] - np.float32(x0), g[:, None] - np.float32(y0)
     r = np.sqrt(dx * dx + dy * dy) + 1e-4
@@ -62,6 +63,12 @@ def soften(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if sigma < 0.25:
         return image
     return cv2.GaussianBlur(image, (5, 5), sigma)
+
+
+def lift(image: np.ndarray, floor: float) -> np.ndarray:
+    """Raises black to `floor` (grey levels), as the real frames' exposure does; white stays."""
+    table = np.clip(np.round(floor + np.arange(256) * (1 - floor / 255)), 0, 255)
+    return cv2.LUT(image, table.astype(np.uint8))
 
 
 def grain(image: np.ndarray, rng: np.random.Generator, seed: int, deviation: float) -> np.ndarray:

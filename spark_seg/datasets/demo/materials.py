@@ -45,9 +45,9 @@ _LIST: dict[str, Material] = {
     "gold": Material((222, 140, 38), 1.6, 14, 0.30, 1.3, metal=True),
     "orange": Material((226, 122, 44), 0.5, 8, 0.18, 1.6, metal=True),
     "dark_gold": Material((126, 82, 30), 1.1, 12, 0.32, 1.1, metal=True),
-    "black_foil": Material((40, 40, 43), 0.30, 16, 0.24, 1.0),
+    "black_foil": Material((40, 40, 43), 0.22, 14, 0.12, 2.2),
     "black": Material((27, 27, 29), 0.05, 6),
-    "grey_foil": Material((124, 126, 132), 0.7, 14, 0.26, 1.2, metal=True),
+    "grey_foil": Material((124, 126, 132), 0.6, 12, 0.14, 2.4, metal=True),
     "white": Material((236, 236, 234), 0.12, 10),
     "blue_white": Material((198, 208, 224), 0.15, 10),
     "light_grey": Material((172, 172, 176), 0.2, 10),
@@ -56,7 +56,7 @@ _LIST: dict[str, Material] = {
     "radiator": Material(
         (204, 208, 214), 0.6, 30, 0.01, 1.0, TILES, (0.16, 0.16), (150, 152, 158), 0.008
     ),
-    "composite": Material((48, 48, 51), 0.15, 10, 0.02, 1.0, RIBS, (0.5, 0.5), (36, 36, 38), 0.03),
+    "composite": Material((48, 48, 51), 0.15, 10, 0.008, 1.0, RIBS, (0.5, 0.5), (36, 36, 38), 0.03),
     "kapton": Material((150, 92, 34), 0.35, 10, 0.08, 1.4, RIBS, (0.6, 0.6), (104, 62, 24), 0.04),
     "grey_back": Material((92, 93, 97), 0.2, 10, 0.02, 1.0, RIBS, (0.45, 0.45), (70, 70, 74), 0.03),
     "lens": Material((12, 14, 22), 1.6, 60),

@@ -68,25 +68,26 @@ def milky_way(seed: int) -> np.ndarray:
     """The Milky Way along the tile's middle row, uint8 [1024, 1024, 3], to be added."""
     rng = np.random.default_rng([seed, 2])
     n = TILE
-    clouds = fractal(rng, n, 1.25)
-    dust = fractal(rng, n, 1.35)
-    fine = fractal(rng, n, 0.55)
+    clouds = fractal(rng, n, 1.45)
+    dust = fractal(rng, n, 1.25, 2.0)
+    hue = fractal(rng, n, 1.3)
+    fine = fractal(rng, n, 0.45)
     y = (np.arange(n, dtype=np.float32)[:, None] - n / 2) / n
     wave = 0.05 * np.sin(np.arange(n, dtype=np.float32)[None] * 2 * np.pi / n)
-    band = np.exp(-(((y - wave) / 0.15) ** 2)) + 0.6 * np.exp(-(((y - wave) / 0.07) ** 2))
-    lane = step(dust, 0.1, 1.2) * np.exp(-(((y - wave) / 0.09) ** 2))
-    glow = np.clip(band * (0.55 + 0.38 * clouds + 0.12 * fine), 0, None)
-    blue = step(clouds, 0.2, 1.6) * band
-    bgr = np.stack([34 * glow + 46 * blue, 24 * glow + 18 * blue, 29 * glow + 16 * blue], 2)
-    rust = step(-clouds, 0.3, 1.6) * band
-    bgr += np.stack([2 * rust, 8 * rust, 18 * rust], 2)
-    bgr *= (1 - 0.8 * lane)[..., None]
-    # The band is grainy with faint stars.
-    stars = rng.random((n, n)).astype(np.float32)
-    few = (stars > 0.985) * (0.3 + band) * rng.uniform(10, 60, (n, n)).astype(np.float32)
-    tint = rng.uniform(0.75, 1.0, (n, n, 3)).astype(np.float32)
-    bgr += few[..., None] * tint
-    return np.clip(bgr * 0.8, 0, 255).astype(np.uint8)
+    band = 0.7 * np.exp(-(((y - wave) / 0.17) ** 2)) + 0.5 * np.exp(-(((y - wave) / 0.06) ** 2))
+    lane = step(dust, 0.0, 1.6) * np.exp(-(((y - wave) / 0.07) ** 2))
+    glow = np.clip(band * (0.62 + 0.22 * clouds + 0.16 * fine), 0, None) * (1 - 0.75 * lane)
+    # Blue first: violet where young stars are, brown where dust reddens them.
+    blue, rust = step(hue, -0.2, 1.8), step(-hue, 0.2, 2.0)
+    bgr = glow[..., None] * np.array([42, 27, 31], np.float32)
+    bgr += (glow * blue)[..., None] * np.array([44, 12, 14], np.float32)
+    bgr += (glow * rust)[..., None] * np.array([-16, 2, 20], np.float32)
+    # Most of its light is in stars too faint to be told apart.
+    lot = rng.random((n, n), dtype=np.float32)
+    speck = np.where(lot > 0.90, (lot - 0.90) * 10, 0) ** 3 * (0.06 + band) * (1 - 0.6 * lane)
+    tint = rng.uniform(0.7, 1.0, (n, n, 3)).astype(np.float32)
+    bgr += (speck * 90)[..., None] * tint * np.array([1.1, 0.9, 0.95], np.float32)
+    return np.clip(bgr, 0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=2)
@@ -94,28 +95,32 @@ def land_tile(seed: int) -> np.ndarray:
     """Ground from orbit, uint8 [1024, 1024, 3]: arid land, green patches, coasts, dark sea."""
     rng = np.random.default_rng([seed, 3])
     n = TILE
-    shape = fractal(rng, n, 1.75, 1.5)
-    wet = fractal(rng, n, 1.35, 3.0)
-    hills = fractal(rng, n, 1.35, 6.0)
-    fine = fractal(rng, n, 0.7, 20.0)
+    shape = fractal(rng, n, 2.1)
+    wet = fractal(rng, n, 1.45, 3.0)
+    hills = fractal(rng, n, 1.5, 8.0)
+    fine = fractal(rng, n, 0.75, 20.0)
     dx, dy = fractal(rng, n, 1.7, 2.0), fractal(rng, n, 1.7, 2.0)
     wet = warped(wet, dx, dy, 14)
     hills = warped(hills, dy, dx, 10)
-    light = 1 + 0.17 * np.clip(relief(hills), -2, 2) + 0.05 * fine
-    # Colours blue first: ochre, rust, sand, scrub green.
-    rust, ochre, sand, green = ((26, 58, 120), (34, 84, 146), (92, 126, 156), (26, 62, 52))
-    t = step(hills + 0.4 * fine, -1.4, 1.4)[..., None]
+    light = 1 + 0.13 * np.clip(relief(hills + 0.03 * fine), -2, 2.4) + 0.04 * fine
+    # Colours blue first: rust, ochre, sand, scrub green.
+    rust, ochre, sand, green = ((6, 32, 64), (12, 54, 90), (62, 88, 110), (2, 28, 20))
+    t = step(hills + 0.3 * fine, -1.6, 1.6)[..., None]
     land: np.ndarray = np.asarray(rust, np.float32) * (1 - t) + np.asarray(ochre, np.float32) * t
-    s = step(wet, -2.4, -0.9)[..., None]
+    s = step(wet, -2.6, -1.2)[..., None]
     land = land * s + np.asarray(sand, np.float32) * (1 - s)
-    g = (step(wet + 0.3 * hills, 0.45, 1.5) * 0.85)[..., None]
+    g = (step(wet + 0.25 * hills + 0.1 * fine, 0.2, 1.6) * 0.85)[..., None]
     land = (land * (1 - g) + np.asarray(green, np.float32) * g) * light[..., None]
-    coast = shape + 0.05 * hills + 0.02 * fine
-    sea = np.array((66, 46, 36), np.float32) * (1 + 0.03 * fine[..., None])
-    shore = step(coast, -0.62, -0.35)[..., None] * np.array((42, 44, 6), np.float32)
-    water = sea + shore * 0.9
-    a = step(coast, -0.36, -0.33)[..., None]
-    return np.clip(water * (1 - a) + land * a, 0, 255).astype(np.uint8)
+    coast = shape + 0.022 * hills + 0.008 * fine
+    sea = np.array((38, 19, 12), np.float32) * (1 + 0.03 * fine[..., None])
+    shore = step(coast, -0.52, -0.36)[..., None] ** 2 * np.array((34, 42, 2), np.float32)
+    a = step(coast, -0.36, -0.345)[..., None]
+    return np.clip((sea + shore) * (1 - a) + land * a, 0, 255).astype(np.uint8)
+
+
+def _bytes(field: np.ndarray, bright: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    thick = np.clip(128 + 40 * field / field.std(), 0, 255).astype(np.uint8)
+    return thick, np.clip(bright * 255, 0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=2)
@@ -124,13 +129,17 @@ def cloud_tile(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([seed, 4])
     n = TILE
     big = fractal(rng, n, 1.9, 2.0)
-    puff = fractal(rng, n, 1.15, 14.0)
-    dx, dy = fractal(rng, n, 2.0, 2.0), fractal(rng, n, 2.0, 2.0)
-    field = warped(big + 0.42 * puff, dx, dy, 40)
-    field /= field.std()
-    bright = 0.86 + 0.07 * np.clip(relief(cv2.GaussianBlur(field, (0, 0), 1.2)), -2.5, 1.8)
-    thick = np.clip(128 + 40 * field, 0, 255).astype(np.uint8)
-    return thick, np.clip(bright * 255, 0, 255).astype(np.uint8)
+    # Folded noise has the round tops and sharp creases of cumulus.
+    puff = 1 - np.abs(fractal(rng, n, 1.55, 7.0)) * 1.25
+    veil = fractal(rng, n, 1.25, 4.0)
+    fine = fractal(rng, n, 0.9, 40.0)
+    dx, dy = fractal(rng, n, 2.0, 3.0), fractal(rng, n, 2.0, 3.0)
+    puff = warped(puff, dx, dy, 12)
+    field = big + 0.50 * puff + 0.28 * veil + 0.05 * fine
+    field -= field.mean()
+    lit = relief(cv2.GaussianBlur(puff + 0.15 * veil, (0, 0), 2.5))
+    bright = 0.66 + 0.12 * np.clip(field, -2, 2) + 0.04 * np.clip(lit, -2, 2) + 0.05 * veil
+    return _bytes(field, np.minimum(bright, 0.95))
 
 
 @lru_cache(maxsize=2)
@@ -138,19 +147,19 @@ def swirl_tile(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """As `cloud_tile`, but drawn out and curled as weather systems look from afar."""
     rng = np.random.default_rng([seed, 5])
     n = TILE
-    big = fractal(rng, n, 1.5, 3.0)
-    puff = fractal(rng, n, 0.95, 12.0)
-    field = big + 0.45 * puff
-    for reach in (70, 36, 16):
-        pot = fractal(rng, n, 2.6, 2.5)
+    big = fractal(rng, n, 1.45, 2.0)
+    puff = 1 - np.abs(fractal(rng, n, 1.5, 8.0)) * 1.25
+    fine = fractal(rng, n, 0.9, 25.0)
+    field = big + 0.35 * puff
+    for reach in (50, 50, 40):
+        pot = fractal(rng, n, 3.0, 1.5)
         gy, gx = np.gradient(pot)
         norm = float(np.sqrt((gx**2 + gy**2).mean()))
         # Along the contours of a potential: curls without sources, like wind.
         field = warped(
             field, (-gy / norm).astype(np.float32), (gx / norm).astype(np.float32), reach
         )
-    field /= field.std()
-    bright = 0.88 + 0.06 * np.clip(relief(field), -2.5, 1.6)
-    return np.clip(128 + 40 * field, 0, 255).astype(np.uint8), np.clip(bright * 255, 0, 255).astype(
-        np.uint8
-    )
+    veil = fractal(rng, n, 1.3, 5.0)
+    field = field + 0.30 * veil + 0.06 * fine
+    bright = 0.62 + 0.12 * np.clip(field, -2, 2.2) + 0.05 * veil + 0.03 * fine
+    return _bytes(field, np.minimum(bright, 0.93))

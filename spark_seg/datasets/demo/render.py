@@ -6,10 +6,10 @@ import numpy as np
 
 from spark_seg.datasets.demo.background import background
 from spark_seg.datasets.demo.craft import craft
-from spark_seg.datasets.demo.effects import bloom, glare, grain, soften
+from spark_seg.datasets.demo.effects import bloom, glare, grain, lift, soften
 from spark_seg.datasets.demo.geometry import Mesh
 from spark_seg.datasets.demo.raster import place, zbuffer
-from spark_seg.datasets.demo.scene import Pose, sample_light, sample_pose
+from spark_seg.datasets.demo.scene import Pose, sample_light, sample_pose, sun_in_view
 from spark_seg.datasets.demo.shade import Light, shade
 from spark_seg.datasets.layout import SATELLITES
 
@@ -63,17 +63,19 @@ def render(seed: int, split: str, index: int, size: int) -> Rendered:
     streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(4)
     geometry, behind, lamps, camera = (np.random.default_rng(s) for s in streams)
     back = background(behind, seed, size)
-    light = sample_light(lamps, back.kind, back.earth)
+    spot = None if back.kind == "earth" else sun_in_view(lamps, back.image)
     box, pose = None, None
     while box is None:  # only where a tiny craft falls between the pixels of a tiny frame
         pose = sample_pose(geometry, name, mesh)
+        light = sample_light(lamps, back.kind, back.earth, spot, pose.focal)
         image = back.image.copy()
         labels = draw_craft(image, mesh, pose, light)
         box = box_of(labels)
-    bloom(image, camera)
-    if camera.random() < 0.07:
-        glare(image, camera)
-    image = soften(image, camera)
+    bloom(image, labels, camera)
+    if spot is not None:
+        glare(image, camera, spot)
+    floor = camera.normal(30, 1.2) if camera.random() < 0.9 else camera.uniform(14, 28)
+    image = soften(lift(image, floor), camera)
     deviation = camera.uniform(1.6, 3.4) if camera.random() < 0.85 else camera.uniform(3.4, 7.0)
     if back.kind == "earth":
         deviation *= 0.8

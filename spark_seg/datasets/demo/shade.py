@@ -39,14 +39,18 @@ class _ShadowMap:
     depth: np.ndarray
     scale: float
 
-    def lit(self, points: np.ndarray) -> np.ndarray:
-        """1 where the points [K, 3] (metres about the craft's centre) see the sun, else 0."""
+    def lit(self, points: np.ndarray, slant: np.ndarray) -> np.ndarray:
+        """1 where the points [K, 3] (metres about the craft's centre) see the sun, else 0.
+
+        `slant` [K]: cosine between the sun and the face; a slanting one varies in depth within a
+        pixel of the map, and would shade itself in stripes if it were not forgiven that much.
+        """
         half = _SHADOW_PIXELS / 2
         p = points @ self.axes.T
         ix = np.clip((p[:, 0] * self.scale + half + 0.5).astype(np.int32), 0, _SHADOW_PIXELS - 1)
         iy = np.clip((p[:, 1] * self.scale + half + 0.5).astype(np.int32), 0, _SHADOW_PIXELS - 1)
         near = self.depth[iy, ix]
-        bias = 2.5 / self.scale
+        bias = (1.5 + np.minimum(1 / np.maximum(slant, 0.02), 20)) / self.scale
         return (-p[:, 2] > near - bias).astype(np.float32)
 
 
@@ -138,7 +142,7 @@ def shade(
         if len(i):
             shadow = _shadow_map(mesh, rotation, light.sun)
             local = pos[i] - np.array([0, 0, distance], np.float32)
-            sun = light.sunlight * shadow.lit(local)
+            sun = light.sunlight * shadow.lit(local, plane[k[i]])
             half = light.sun - pos[i] / z[i, None]
             half *= 1 / np.sqrt(np.einsum("kc,kc->k", half, half))[:, None]
             ndh = np.clip(np.einsum("kc,kc->k", normal[i], half), 0, 1)
