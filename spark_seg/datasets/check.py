@@ -14,7 +14,6 @@ from typing import Any
 
 from spark_seg.datasets import facts
 from spark_seg.datasets.csvs import cross_check
-from spark_seg.datasets.look import Look, look_at, start_worker
 from spark_seg.datasets.layout import (
     SATELLITES,
     Frame,
@@ -24,6 +23,7 @@ from spark_seg.datasets.layout import (
     scan_split,
     splits_of,
 )
+from spark_seg.datasets.look import Look, look_at, start_worker
 from spark_seg.errors import UserError, nearest
 from spark_seg.progress import Progress
 

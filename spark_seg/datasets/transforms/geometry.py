@@ -6,6 +6,7 @@ Coordinates count from pixel centres: resizing maps x to (x + 0.5) * new / old -
 
 # ruff: noqa: NPY002 - mmengine seeds numpy's global generator, in every loader process
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ from mmseg.registry import TRANSFORMS
 from spark_seg.errors import UserError
 from spark_seg.labels import IGNORE_INDEX
 
-Size = int | tuple[int, int]
+Size = int | Sequence[int]
 
 
 def height_width(size: Size, name: str) -> tuple[int, int]:
@@ -25,7 +26,7 @@ def height_width(size: Size, name: str) -> tuple[int, int]:
     Raises:
         UserError: It is neither, or not positive.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise UserError(f"{name}={size!r}: give a side in pixels or (height, width)")
     return pair
