@@ -39,6 +39,7 @@ setup(
         "opencv-python>=4.9",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "pillow>=10",
         "psutil",
         "PyYAML>=6",
         "tqdm",

@@ -34,6 +34,7 @@ class Progress:
         self.count = done
         self._first = done
         self._start = self._last = time.monotonic()
+        self._shown = -1
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -54,10 +55,11 @@ class Progress:
         """Ends the display; without a terminal it prints the closing line."""
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._shown != self.count:
             self._line()
 
     def _line(self) -> None:
+        self._shown = self.count
         now = self._last = time.monotonic()
         spent = max(now - self._start, 1e-9)
         rate = (self.count - self._first) / spent

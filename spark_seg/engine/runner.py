@@ -20,7 +20,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from spark_seg.atomic import write_bytes
+from spark_seg.config import unresolved_text
 from spark_seg.engine.checkpoints import replaced_folder
+from spark_seg.errors import UserError
 
 STATE_FILE = "state.json"
 
@@ -92,11 +94,24 @@ class SparkRunner(FlexibleRunner):
     def build_dataloader(
         dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """As upstream, but workers leave Ctrl-C to the main process, which saves before it stops."""
-        built = isinstance(dataloader, DataLoader)
+        """As upstream, but workers leave Ctrl-C to the main process, which saves before it stops.
+
+        Raises:
+            UserError: There is not one whole batch in the data.
+        """
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        if dataloader.get("num_workers", 0) == 0:
+            # what holds for workers only; torch would refuse it without any
+            only = ("persistent_workers", "prefetch_factor")
+            dataloader = {key: value for key, value in dataloader.items() if key not in only}
         loader = FlexibleRunner.build_dataloader(dataloader, seed, diff_rank_seed)
-        if not built:
-            loader.worker_init_fn = partial(_init_worker, then=loader.worker_init_fn)
+        if len(loader) == 0:
+            frames = len(loader.dataset)  # type: ignore[arg-type]
+            raise UserError(
+                f"batch_size={loader.batch_size} is more than the {frames} frames: make it smaller"
+            )
+        loader.worker_init_fn = partial(_init_worker, then=loader.worker_init_fn)
         return loader
 
     def get_hooks_info(self) -> str:
@@ -104,8 +119,9 @@ class SparkRunner(FlexibleRunner):
         return ", ".join(type(hook).__name__ for hook in self.hooks)
 
     def dump_config(self) -> None:
-        """Writes the merged config as `config.py` into the work folder."""
-        write_bytes(Path(self.work_dir) / "config.py", self.cfg.pretty_text.encode())
+        """Writes the merged config as `config.py` into the work folder, its `'$name'`s unresolved."""
+        text = f"{unresolved_text(self.cfg)}work_dir = {self.work_dir!r}\n"
+        write_bytes(Path(self.work_dir) / "config.py", text.encode())
 
     def _log_env(self) -> None:
         """Nothing: versions, hardware and config are in the run's training_params.yaml."""
