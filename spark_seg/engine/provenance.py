@@ -150,8 +150,11 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, float, str):  # numpy's float64 is a float too, and YAML refuses it
+        if isinstance(value, kind):
+            return kind(value)
     if hasattr(value, "item"):
         return value.item()
     return str(value)

@@ -107,7 +107,7 @@ class SparkRunner(FlexibleRunner):
             dataloader = {key: value for key, value in dataloader.items() if key not in only}
         loader = FlexibleRunner.build_dataloader(dataloader, seed, diff_rank_seed)
         if len(loader) == 0:
-            frames = len(loader.dataset)  # type: ignore[arg-type]
+            frames = len(loader.dataset)
             raise UserError(
                 f"batch_size={loader.batch_size} is more than the {frames} frames: make it smaller"
             )

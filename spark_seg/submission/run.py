@@ -46,6 +46,7 @@ def infer(
     from spark_seg.datasets.layout import fingerprint
     from spark_seg.engine.build import prediction_runner
     from spark_seg.engine.checkpoints import load_state_dict
+    from spark_seg.engine.strategy import resolve_precision
     from spark_seg.submission.metric import SubmissionMetric
 
     weights = load_state_dict(checkpoint, trust)
@@ -56,8 +57,9 @@ def infer(
         "images": fingerprint(frames),
         "model": cfg.model,
         "pipeline": dataloader.dataset.pipeline,
-        "precision": cfg.precision,
+        "precision": resolve_precision(cfg.get("precision", "auto")),
         "strategy": strategy,
+        "overlays": overlays,  # images that are done already are not drawn again
     }
     writer = SubmissionWriter(
         out,

@@ -54,7 +54,7 @@ train_dataloader = dict(
         split="train",
         subset="$subset",
         leave_out="$leave_out",
-        pipeline=train_pipeline,
+        pipeline="$train_pipeline",
     ),
 )
 val_dataloader = dict(
@@ -68,7 +68,7 @@ val_dataloader = dict(
         data_root="$data_root",
         split="val",
         subset="$subset",
-        pipeline=val_pipeline,
+        pipeline="$val_pipeline",
     ),
 )
 # The challenge's unlabelled test set, which tools/infer.py predicts.
@@ -81,7 +81,7 @@ test_dataloader = dict(
         data_root="$data_root",
         split="test",
         images="$test_images",
-        pipeline=test_pipeline,
+        pipeline="$test_pipeline",
     ),
 )
 val_evaluator = dict(type="SparkMetric")

@@ -6,8 +6,8 @@ from the config's `num_classes` after all merging.
 
 # BN, not SyncBN: mmengine's DeepSpeed strategy never converts it, and SyncBN cannot run on a CPU in
 # a process group.
-norm_cfg = dict(type="BN", requires_grad=True)
-data_preprocessor = dict(
+_norm_cfg = dict(type="BN", requires_grad=True)
+_data_preprocessor = dict(
     type="SegDataPreProcessor",
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
@@ -19,7 +19,7 @@ data_preprocessor = dict(
 )
 model = dict(
     type="EncoderDecoder",
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=_data_preprocessor,
     pretrained=None,
     backbone=dict(
         type="MixVisionTransformer",
@@ -46,7 +46,7 @@ model = dict(
         channels=256,
         dropout_ratio=0.1,
         num_classes="$num_classes",
-        norm_cfg=norm_cfg,
+        norm_cfg=_norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyDiceLoss", ce_weight=0.5, dice_weight=0.5),
     ),
