@@ -40,10 +40,10 @@ def _cut(
 
 def _stars(image: np.ndarray, rng: np.random.Generator) -> None:
     size = image.shape[0]
-    n = int(np.exp(rng.uniform(np.log(1500), np.log(14000))))
+    n = int(np.exp(rng.uniform(np.log(2500), np.log(18000))))
     xy = rng.random((n, 2))
     # Their light is gathered in one pixel, less of it where pixels are larger.
-    bright = 13 / (1 - rng.random(n)) ** 0.55 * min(size / 1024, 1)
+    bright = 17 / (1 - rng.random(n)) ** 0.55 * min(size / 1024, 1)
     tint = rng.uniform(0.8, 1.0, (n, 3))
     p = (xy * size).astype(int)
     glow = np.clip(bright[:, None] * tint, 0, 170)
@@ -60,7 +60,7 @@ def _stars(image: np.ndarray, rng: np.random.Generator) -> None:
 
 def _sky(rng: np.random.Generator, seed: int, size: int) -> np.ndarray:
     image = np.full((size, size, 3), rng.integers(4, 8), np.uint8)
-    gain = rng.uniform(0.35, 1.0) if rng.random() < 0.55 else 0.0
+    gain = rng.uniform(0.5, 1.5) if rng.random() < 0.6 else 0.0
     if gain:
         angle = rng.uniform(0, 2 * np.pi)
         zoom = rng.uniform(0.55, 1.1)
@@ -158,14 +158,14 @@ def _limb(rng: np.random.Generator, seed: int, size: int) -> Background:
     sx = along * np.float32(radius * TILE * 0.35) + oy
     sy = depth * np.float32(TILE * 5.0 / rim) + ox
     streak = cv2.remap(thick_tile, sx, sy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    streak = cv2.LUT(streak, np.clip((np.arange(256) - 138) * 5, 0, 235).astype(np.uint8))
+    streak = cv2.LUT(streak, np.clip((np.arange(256) - 130) * 6, 0, 235).astype(np.uint8))
 
     # Air over the disc: saturated blue at the limb that thins inwards; a glow of it outside.
     steps = 4096
     reach = np.linspace(-0.06, 0.5, steps, dtype=np.float32)
     inside = np.clip(reach / rim, 0, None)
-    veil = 0.10 + 0.86 * np.exp(-((inside / 0.034) ** 2)) + 0.45 * np.exp(-inside / 0.10)
-    halo = np.exp(np.minimum(reach, 0) / (0.011 * rim))
+    veil = 0.10 + 0.86 * np.exp(-((inside / 0.026) ** 2)) + 0.40 * np.exp(-inside / 0.09)
+    halo = np.exp(np.minimum(reach, 0) / (0.0085 * rim))
     edge = np.array([240, 106, 54], np.float32) * rng.uniform(0.85, 1.05)
     high = np.array([222, 140, 100], np.float32)
     mix = np.clip(inside / 0.10, 0, 1)[:, None]
@@ -173,10 +173,10 @@ def _limb(rng: np.random.Generator, seed: int, size: int) -> Background:
     air = np.take((edge * (1 - mix) + high * mix).astype(np.uint8), index, axis=0)
     w = np.take(np.where(reach > 0, np.minimum(veil, 0.95), 1).astype(np.float32), index)
     disc = cv2.blendLinear(air, image, w, 1 - w)
-    belt = np.exp(-(((inside - 0.030) / 0.020) ** 2)) + 0.4 * np.exp(
+    belt = np.exp(-(((inside - 0.024) / 0.016) ** 2)) + 0.4 * np.exp(
         -(((inside - 0.07) / 0.03) ** 2)
     )
-    w = np.take((belt / 255 * (reach > 0.004)).astype(np.float32), index) * streak
+    w = np.take((belt / 255 * (reach > 0.003)).astype(np.float32), index) * streak
     disc = cv2.blendLinear(np.full_like(disc, 240), disc, w, 1 - w)
     fade = np.where(reach > 0, 1.0, np.where(reach > -0.055, halo * 0.9, 0))
     solid = np.take(fade.astype(np.float32), index)

@@ -20,6 +20,8 @@ def bloom(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> No
         spill, (0, 0), sigmaX=small * 0.15, sigmaY=0.7, borderType=cv2.BORDER_CONSTANT
     )
     halo = cv2.GaussianBlur(spill, (0, 0), small * 0.02, borderType=cv2.BORDER_CONSTANT)
+    # Spilled light is paler than its source.
+    streak = 0.35 * streak + 0.65 * streak.mean(2, keepdims=True)
     glow = streak * rng.uniform(5, 22) + halo * rng.uniform(0.2, 0.9)
     top = float(np.quantile(glow, 0.999))
     glow *= min(1.0, 60.0 / max(top, 1e-3))

@@ -118,7 +118,7 @@ def table() -> Table:
     )
 
 
-CRINKLE_SIZE = 512
+CRINKLE_SIZE = 512  # a power of two: coordinates wrap by masking
 
 
 @cache

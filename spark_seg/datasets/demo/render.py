@@ -7,13 +7,14 @@ import numpy as np
 from spark_seg.datasets.demo.background import background
 from spark_seg.datasets.demo.craft import craft
 from spark_seg.datasets.demo.effects import bloom, glare, grain, lift, soften
-from spark_seg.datasets.demo.geometry import Mesh
+from spark_seg.datasets.demo.geometry import BODY, PANEL, Mesh
 from spark_seg.datasets.demo.raster import place, zbuffer
 from spark_seg.datasets.demo.scene import Pose, sample_light, sample_pose, sun_in_view
 from spark_seg.datasets.demo.shade import Light, shade
 from spark_seg.datasets.layout import SATELLITES
 
 SPLITS = ("train", "val", "test")
+BACKGROUND = 0
 
 
 @dataclass(frozen=True)
@@ -102,27 +103,27 @@ def draw_craft(image: np.ndarray, mesh: Mesh, pose: Pose, light: Light) -> np.nd
         return labels
     h, w = int(y1 - y0), int(x1 - x0)
     # In the fine grid pixel i spans i-0.5 .. i+0.5, hence the half.
-    centre = ((pose.centre[0] * size - x0) * 2 - 0.5, (pose.centre[1] * size - y0) * 2 - 0.5)
+    cx, cy = pose.centre
+    centre = (float(cx * size - x0) * 2 - 0.5, float(cy * size - y0) * 2 - 0.5)
     face, near = zbuffer(soup, (2 * h, 2 * w), 2 * focal, centre)
 
-    quad = np.stack(
-        [face[0::2, 0::2], face[0::2, 1::2], face[1::2, 0::2], face[1::2, 1::2]], 2
-    ).reshape(-1, 4)
-    depth = np.stack(
-        [near[0::2, 0::2], near[0::2, 1::2], near[1::2, 0::2], near[1::2, 1::2]], 2
-    ).reshape(-1, 4)
-    hit = quad >= 0
-    count = hit.sum(1)
-    same = (quad == quad[:, :1]).all(1)
-    whole = np.flatnonzero(same & (count == 4))
+    corners = [np.ascontiguousarray(face[j::2, i::2]).ravel() for j in (0, 1) for i in (0, 1)]
+    same = (corners[0] == corners[1]) & (corners[1] == corners[2]) & (corners[2] == corners[3])
+    whole = np.flatnonzero(same & (corners[0] >= 0))
     mixed = np.flatnonzero(~same)
-    cell, sub = np.nonzero(hit[mixed])
+    fine = np.stack([c[mixed] for c in corners], 1)  # [M, 4] faces of the mixed pixels' samples
+    hit = fine >= 0
+    cell, sub = np.nonzero(hit)
     part = mixed[cell]
 
-    px = np.concatenate([(whole % w) * 2 + 0.5, (part % w) * 2 + (sub & 1)]).astype(np.float32)
-    py = np.concatenate([(whole // w) * 2 + 0.5, (part // w) * 2 + (sub >> 1)]).astype(np.float32)
-    k = np.concatenate([quad[whole, 0], quad[part, sub]]).astype(np.int32)
-    iz = np.concatenate([depth[whole].mean(1), depth[part, sub]])
+    wx, wy = (whole % w) * 2, (whole // w) * 2
+    mx, my = (part % w) * 2 + (sub & 1), (part // w) * 2 + (sub >> 1)
+    px = np.concatenate([wx + 0.5, mx]).astype(np.float32)
+    py = np.concatenate([wy + 0.5, my]).astype(np.float32)
+    k = np.concatenate([corners[0][whole], fine[cell, sub]]).astype(np.int32)
+    # 1/z is affine over a face: the mean of opposite samples is that of the middle.
+    middle = (near[wy, wx] + near[wy + 1, wx + 1]) / 2
+    iz = np.concatenate([middle, near[my, mx]])
     colour = shade(
         mesh, soup, k, px, py, iz, pose.rotation, pose.distance, 2 * focal, centre, light
     )
@@ -138,10 +139,10 @@ def draw_craft(image: np.ndarray, mesh: Mesh, pose: Pose, light: Light) -> np.nd
         window[mixed] = fringe.mean(1)
     image[y0:y1, x0:x1] = np.clip(window + 0.5, 0, 255).astype(np.uint8).reshape(h, w, 3)
 
-    kind = np.zeros(len(quad), np.uint8)
-    kind[whole] = soup.label[quad[whole, 0]]
-    panel = (hit[mixed] & (soup.label[quad[mixed]] == 2)).sum(1)
-    body = count[mixed] - panel
-    kind[mixed] = np.where(count[mixed] < 2, 0, np.where(panel > body, 2, 1))
+    kind = np.zeros(h * w, np.uint8)
+    kind[whole] = soup.label[corners[0][whole]]
+    count = hit.sum(1)
+    panel = (hit & (soup.label[fine] == PANEL)).sum(1)
+    kind[mixed] = np.where(count < 2, BACKGROUND, np.where(2 * panel > count, PANEL, BODY))
     labels[y0:y1, x0:x1] = kind.reshape(h, w)
     return labels

@@ -108,25 +108,26 @@ def shade(
     # u = U.(p - o): the constant part is per face.
     uo = (soup.uaxis * soup.origin).sum(1)
     vo = (soup.vaxis * soup.origin).sum(1)
-    ua, va = soup.uaxis[k], soup.vaxis[k]
+    ua, va = soup.uaxis.take(k, axis=0), soup.vaxis.take(k, axis=0)
     u = np.einsum("kc,kc->k", ua, pos) - uo[k]
     v = np.einsum("kc,kc->k", va, pos) - vo[k]
     mat = soup.material[k]
-    sca = tab.scalars[mat]
+    sca = tab.scalars.take(mat, axis=0)
 
     # Every face reads the foil at a place of its own.
     hop = (k * 97) % CRINKLE_SIZE
     step = sca[:, 3] * CRINKLE_SIZE
-    iu = ((u * step).astype(np.int32) + hop) % CRINKLE_SIZE
-    iv = ((v * step).astype(np.int32) + hop * 3) % CRINKLE_SIZE
-    foil = crinkles()[iv, iu]
+    iu = ((u * step).astype(np.int32) + hop) & (CRINKLE_SIZE - 1)
+    iv = ((v * step).astype(np.int32) + hop * 3) & (CRINKLE_SIZE - 1)
+    foil = crinkles().reshape(-1, 3).take(iv * CRINKLE_SIZE + iu, axis=0)
 
     tilt = foil[:, :2] * sca[:, 2:3]
-    normal = soup.normal[k] + (u[:, None] * soup.nu[k] + v[:, None] * soup.nv[k])
+    normal = soup.normal.take(k, axis=0)
+    normal += u[:, None] * soup.nu.take(k, axis=0) + v[:, None] * soup.nv.take(k, axis=0)
     normal += tilt[:, :1] * ua + tilt[:, 1:] * va
     normal *= 1 / np.sqrt(np.einsum("kc,kc->k", normal, normal))[:, None]
 
-    albedo = tab.albedo[mat] * (1 + 0.10 * foil[:, 2:3])
+    albedo = tab.albedo.take(mat, axis=0) * (1 + 0.10 * foil[:, 2:3])
     _pattern(albedo, mat, u, v, z / focal)
 
     glow = light.earthshine * (0.5 + 0.5 * (normal @ light.earth)[:, None]) + light.ambient
@@ -152,7 +153,8 @@ def shade(
             colour[i] += sun[:, None] * (
                 albedo[i] * facing[i, None] + tint * (shine * facing[i] ** 0.5)[:, None]
             )
-    return colour.astype(np.float32)
+    assert colour.dtype == np.float32, "doubles creep in where a numpy scalar does"
+    return colour
 
 
 def _pattern(

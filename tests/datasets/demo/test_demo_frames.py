@@ -46,7 +46,7 @@ def plate(**options):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def frames() -> list[Rendered]:
-    return [render(0, "train", i, SMALL) for i in range(400)]
+    return [render(0, "train", i, SMALL) for i in range(260)]
 
 
 @pytest.mark.parametrize("name", SATELLITES)

@@ -102,7 +102,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def test_the_number_of_workers_changes_no_byte(tree: Path, tmp_path: Path) -> None:
-    make_demo_data(tmp_path / "again", 23, SIZE, seed=5, val=11, test=3, workers=3)
+    make_demo_data(tmp_path / "again", 23, SIZE, seed=5, val=11, test=3, workers=2)
     assert contents(tmp_path / "again") == contents(tree)
 
 
