@@ -185,14 +185,12 @@ def _check_indices(img: np.ndarray, name: str) -> np.ndarray:
         shown = ", ".join(map(str, strangers[:5])) + (" ..." if len(strangers) > 5 else "")
         raise UserError(
             f"{name}: a single-channel mask holds class indices 0, 1, 2 (255: ignored), this one "
-            f"holds {shown}: "
-            f"a greyscale picture of a colour mask cannot be read back; {_REMEDY}"
+            f"holds {shown}: a greyscale picture of a colour mask cannot be read back; {_REMEDY}"
         )
     if counts[IGNORE_INDEX] and not counts[1] and not counts[2]:
         raise UserError(
             f"{name}: holds nothing but {' and '.join(map(str, found))}: a black-and-white picture "
-            f"does not tell body "
-            f"from panel; {_REMEDY}"
+            f"does not tell body from panel; {_REMEDY}"
         )
     return np.ascontiguousarray(img)
 

@@ -75,15 +75,13 @@ def cross_check(path: Path, frames: Sequence["Frame"]) -> list["Frame"]:
         if mask and frame.mask and _stem(mask) != _stem(frame.mask):
             raise UserError(
                 f"{path}: pairs {row['Class']}/{row['Image name']} with {mask}, but the mask of "
-                f"that name is "
-                f"{os.path.basename(frame.mask)}; mend or remove the CSV"
+                f"that name is {os.path.basename(frame.mask)}; mend or remove the CSV"
             )
     if missing:
         shown = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise UserFileNotFoundError(
             f"{path}: {len(missing)} rows name images that are not there: {shown}; copy them "
-            f"again, or remove the CSV "
-            "to use what is there"
+            "again, or remove the CSV to use what is there"
         )
     return list(unnamed.values())
 

@@ -1,8 +1,7 @@
 """Files to pixels: whole, decodable, or one clear line naming the file.
 
 libjpeg fills what a truncated file lacks with grey and only prints a warning, so such a frame would
-be trained on
-unnoticed: completeness is checked on the bytes, before decoding.
+be trained on unnoticed: completeness is checked on the bytes, before decoding.
 """
 
 import os

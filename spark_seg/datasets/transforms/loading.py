@@ -45,8 +45,8 @@ class LoadSparkMask(BaseTransform):
             (ih, iw), (mh, mw) = results["ori_shape"], mask.shape
             raise UserError(
                 f"{results['img_path']} has {iw}x{ih} pixels but its mask "
-                f"{results['seg_map_path']} "
-                f"{mw}x{mh}: replace the wrong one (tools/check_dataset.py lists all such pairs)"
+                f"{results['seg_map_path']} {mw}x{mh}: replace the wrong one "
+                "(tools/check_dataset.py lists all such pairs)"
             )
         results["gt_seg_map"] = mask
         results.setdefault("seg_fields", []).append("gt_seg_map")
