@@ -18,7 +18,8 @@ _KEPT = 256 << 20
 def reuse_memory() -> bool:
     """Raises glibc's thresholds, once, for this process and those forked from it.
 
-    Up to 256 MB of freed memory stay at hand. Leaves everything alone under another C library, and where the user set `MALLOC_*` variables.
+    Up to 256 MB of freed memory stay at hand. Leaves everything alone under another C library, and
+    where the user set `MALLOC_*` variables.
 
     Returns:
         Whether the thresholds are raised.
