@@ -123,10 +123,10 @@ def load_config(
         before = _override(cfg, key, value)
         if changes is not None:
             changes.append(f"{key}: {before!r} -> {value!r}")
-    text = cfg.pretty_text
+    unresolved = copy.deepcopy(cfg)
     resolve(cfg)
     # A run's config.py keeps the `'$name'`s, so that overrides of it reach as far as those of the original.
-    object.__setattr__(cfg, "_unresolved_text", text)
+    object.__setattr__(cfg, "_unresolved", unresolved)
     init_default_scope(cfg.get("default_scope", "mmseg"))
     check_values(cfg)
     check_arguments(cfg)
@@ -166,7 +166,7 @@ def resolve(cfg: "Config") -> None:
 
 def unresolved_text(cfg: "Config") -> str:
     """A loaded config as Python text, with overrides but with every `'$name'` as it was written."""
-    return getattr(cfg, "_unresolved_text", None) or cfg.pretty_text
+    return (vars(cfg).get("_unresolved") or cfg).pretty_text
 
 
 def _first_line(error: BaseException) -> str:
@@ -209,11 +209,9 @@ def _override(cfg: "Config", key: str, value: Any) -> Any:
         before, node[index] = node[index], value
         return before
     if last not in node:
-        names = accepted(node, where)
+        names = set(KNOWN_KEYS) if len(parts) == 1 else accepted(node, where)
         if last not in names:
-            # A name that exists elsewhere at the top level is the most frequent slip.
-            known = {*node.keys(), *names, *(KNOWN_KEYS if len(parts) == 1 else ())}
-            raise UserError(f"unknown config key {key!r}{nearest(last, known)}")
+            raise UserError(f"unknown config key {key!r}{nearest(last, {*node.keys(), *names})}")
     elif isinstance(node[last], dict) and not isinstance(value, dict | None):
         raise UserError(f"{key} is a group of keys, not a value: set one of {sorted(node[last])}")
     before, node[last] = node.get(last, ...), value

@@ -210,10 +210,11 @@ def _find_class(name: Any) -> Any:
     """The class or function that a config's `type` names, in whichever registry it is."""
     if not isinstance(name, str):
         return name
+    # By plain name first: `Registry.get` also searches the disk for a module of that name, for each registry anew.
     for registry in _registries():
-        if registry.get(name) is not None:
-            return registry.get(name)
-    return None
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+    return next((cls for r in _registries() if (cls := r.get(name)) is not None), None)
 
 
 def _registries() -> Iterator[Any]:
