@@ -15,16 +15,45 @@ Comparisons are between integers, so that no rounding decides who meets a thresh
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
+from spark_seg.errors import UserError
 from spark_seg.evaluation.counts import false_negatives, false_positives, true_positives
 from spark_seg.labels import CLASSES
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 PANEL_SHARE = 0.05
 _BODY, _PANEL = CLASSES.index("body"), CLASSES.index("panel")
+
+
+@dataclass(frozen=True)
+class ChallengeRule:
+    """The score's parameters, so that a correction of what is believed is a matter of one value.
+
+    Attributes:
+        thresholds: IoU values to reach, each reached when met exactly.
+        panel_share: Least true panel area, as a share of the true body area, at which the panel of
+            an image counts.
+        empty_union: What a part that counts earns where it is neither true nor predicted.
+
+    Raises:
+        UserError: No threshold, or a value outside 0..1 (panel_share: below 0).
+    """
+
+    thresholds: tuple[float, ...] = THRESHOLDS
+    panel_share: float = PANEL_SHARE
+    empty_union: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.thresholds or not all(0 <= value <= 1 for value in self.thresholds):
+            raise UserError(f"thresholds={list(self.thresholds)}: give IoU values from 0 to 1")
+        if not self.panel_share >= 0:
+            raise UserError(f"panel_share={self.panel_share}: give a share from 0 up")
+        if not 0 <= self.empty_union <= 1:
+            raise UserError(f"empty_union={self.empty_union}: give a value from 0 to 1")
 
 
 def _exact(value: float) -> Fraction:
@@ -94,3 +123,24 @@ def challenge_scores(
         "spark/panel": panel,
         "spark/panel_images": int(counted.sum()),
     }
+
+
+def threshold_curve(
+    stack: np.ndarray, levels: Sequence[float], rule: ChallengeRule = ChallengeRule()
+) -> dict[str, np.ndarray]:
+    """How many images reach an IoU: what the score averages over its thresholds.
+
+    Args:
+        stack: Counts [N, 3, 3] of single images.
+        levels: IoU values, L of them.
+        rule: Which panels count, and what an empty union earns.
+
+    Returns:
+        float64 [L] under `body` and `panel`: the share of images in which the part counts that
+        reach each level; 0 where no image counts.
+    """
+    stack = np.asarray(stack, np.int64).reshape(-1, len(CLASSES), len(CLASSES))
+    rows = [
+        challenge_scores(stack, [level], rule.panel_share, rule.empty_union) for level in levels
+    ]
+    return {part: np.array([row[f"spark/{part}"] for row in rows]) for part in ("body", "panel")}

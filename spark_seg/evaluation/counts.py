@@ -1,20 +1,15 @@
-"""Integer counts per image: all that evaluation keeps. Every score is a pure function over them.
+"""Confusion counts of one image; every score is a pure function over counts (see `store.py`).
 
 Legend: N images, C = 3 classes (background, body, panel); a confusion matrix is int64 [C, C] with
 the truth in rows and the prediction in columns, in pixels.
 """
 
-import io
-import zipfile
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from spark_seg.atomic import write_bytes
-from spark_seg.errors import UserError, UserFileNotFoundError
+from spark_seg.errors import UserError
 from spark_seg.labels import CLASSES, IGNORE_INDEX
 
 CLASS_COUNT = len(CLASSES)
@@ -23,7 +18,7 @@ IGNORE = IGNORE_INDEX
 _BLOCK = 1 << 24
 
 
-def _labels(array: np.ndarray, what: str, ignore: bool) -> np.ndarray:
+def as_labels(array: np.ndarray, what: str, ignore: bool) -> np.ndarray:
     """The mask as contiguous uint8, after a look at its values where uint8 could hide them."""
     array = np.asarray(array)
     if array.dtype == np.bool_:
@@ -63,8 +58,8 @@ def confusion(pred: np.ndarray, truth: np.ndarray) -> np.ndarray:
             f"prediction of size {np.shape(pred)} and truth of size {np.shape(truth)}: "
             "both must have the mask's own size"
         )
-    pred = _labels(pred, "prediction", ignore=False).ravel()
-    truth = _labels(truth, "truth", ignore=True).ravel()
+    pred = as_labels(pred, "prediction", ignore=False).ravel()
+    truth = as_labels(truth, "truth", ignore=True).ravel()
     total = np.zeros((CLASS_COUNT, CLASS_COUNT), np.int64)
     for start in range(0, pred.size, _BLOCK):
         total += _count(pred[start : start + _BLOCK], truth[start : start + _BLOCK])
@@ -106,61 +101,10 @@ def false_negatives(confusions: np.ndarray) -> np.ndarray:
     return np.asarray(confusions, np.int64).sum(-1) - true_positives(confusions)
 
 
-@dataclass(frozen=True)
-class ImageCounts:
-    """The counts of a split, one row per image.
+def __getattr__(name: str) -> Any:
+    """`ImageCounts` lives in `store.py`, which builds on this module; both names lead to it."""
+    if name == "ImageCounts":
+        from spark_seg.evaluation.store import ImageCounts
 
-    Attributes:
-        ids: Sample ids, str [N], for example `Soho/val/image_00001`.
-        satellites: Names of the spacecraft, str [N]; empty where unknown.
-        confusion: int64 [N, 3, 3].
-    """
-
-    ids: np.ndarray
-    satellites: np.ndarray
-    confusion: np.ndarray
-
-    @classmethod
-    def collect(cls, rows: Iterable[tuple[str, str, np.ndarray]]) -> "ImageCounts":
-        """Puts (id, satellite, confusion) rows together, ordered by id whatever the order given."""
-        ordered = sorted(rows, key=lambda row: row[0])
-        stack = [np.asarray(matrix, np.int64) for _, _, matrix in ordered]
-        return cls(
-            ids=np.array([row[0] for row in ordered], dtype=np.str_),
-            satellites=np.array([row[1] for row in ordered], dtype=np.str_),
-            confusion=np.stack(stack)
-            if stack
-            else np.zeros((0, CLASS_COUNT, CLASS_COUNT), np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def save(self, path: str | Path) -> None:
-        """Writes `ids`, `satellites`, `confusion` as npz in one step; the folder must be there."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, ids=self.ids, satellites=self.satellites, confusion=self.confusion
-        )
-        write_bytes(path, buffer.getvalue())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ImageCounts":
-        """Reads what `save` wrote.
-
-        Raises:
-            UserError: The file is missing or holds something else.
-        """
-        if not Path(path).is_file():
-            raise UserFileNotFoundError(
-                f"no counts file {path}: evaluate with an output folder first"
-            )
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                counts = cls(file["ids"], file["satellites"], file["confusion"])
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is no file of counts ({error}): evaluate again") from error
-        shape = (len(counts.ids), CLASS_COUNT, CLASS_COUNT)
-        if counts.confusion.shape != shape or counts.satellites.shape != shape[:1]:
-            raise UserError(f"{path} is no file of counts (its shapes differ): evaluate again")
-        return counts
+        return ImageCounts
+    raise AttributeError(name)

@@ -57,8 +57,33 @@ def present(confusions: np.ndarray) -> np.ndarray:
     return (matrix.sum(-1) + matrix.sum(-2)) > 0
 
 
-def _mean(values: np.ndarray, counted: np.ndarray) -> float:
-    return float(values[counted].mean()) if counted.any() else 0.0
+def class_mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what counts: [..., C], bool [..., C] -> [...]; 0.0 if nothing does."""
+    return ratio(np.where(counted, values, 0.0).sum(-1), counted.sum(-1))
+
+
+def score_arrays(confusions: np.ndarray) -> dict[str, np.ndarray]:
+    """`scores` of many matrices at once: [..., 3, 3] -> float64 [...] under the same keys."""
+    matrix = np.asarray(confusions)
+    seen = present(matrix)
+    overlap, f1 = iou(matrix), dice(matrix)
+    result = {
+        "mIoU": class_mean(overlap, seen),
+        "mIoU/foreground": class_mean(overlap[..., FOREGROUND], seen[..., FOREGROUND]),
+        "mDice": class_mean(f1, seen),
+        "mDice/foreground": class_mean(f1[..., FOREGROUND], seen[..., FOREGROUND]),
+        "aAcc": accuracy(matrix),
+    }
+    per_class = {
+        "IoU": overlap,
+        "Dice": f1,
+        "Precision": precision(matrix),
+        "Recall": recall(matrix),
+    }
+    for kind, values in per_class.items():
+        for index, name in enumerate(CLASSES):
+            result[f"{kind}/{name}"] = values[..., index]
+    return result
 
 
 def scores(confusion: np.ndarray) -> dict[str, float]:
@@ -76,22 +101,20 @@ def scores(confusion: np.ndarray) -> dict[str, float]:
     matrix = np.asarray(confusion)
     if matrix.shape != (len(CLASSES), len(CLASSES)):
         raise ValueError(f"a confusion matrix has shape (3, 3), not {matrix.shape}")
-    seen = present(matrix)
-    overlap, f1 = iou(matrix), dice(matrix)
-    result = {
-        "mIoU": _mean(overlap, seen),
-        "mIoU/foreground": _mean(overlap[FOREGROUND], seen[FOREGROUND]),
-        "mDice": _mean(f1, seen),
-        "mDice/foreground": _mean(f1[FOREGROUND], seen[FOREGROUND]),
-        "aAcc": float(accuracy(matrix)),
-    }
-    per_class = {
-        "IoU": overlap,
-        "Dice": f1,
-        "Precision": precision(matrix),
-        "Recall": recall(matrix),
-    }
-    for kind, values in per_class.items():
-        for name, value in zip(CLASSES, values, strict=True):
-            result[f"{kind}/{name}"] = float(value)
+    return {key: float(value) for key, value in score_arrays(matrix).items()}
+
+
+def counts_where(confusions: np.ndarray) -> dict[str, np.ndarray]:
+    """In which images each score of `score_arrays` counts for a per-image mean: bool [...].
+
+    A class counts where it is true or predicted, for all four of its scores; a mean over classes
+    where any of them does; pixel accuracy where any pixel does.
+    """
+    seen = present(confusions)
+    anything, foreground = seen.any(-1), seen[..., FOREGROUND].any(-1)
+    result = {"mIoU": anything, "mDice": anything, "aAcc": anything}
+    result |= {"mIoU/foreground": foreground, "mDice/foreground": foreground}
+    for kind in ("IoU", "Dice", "Precision", "Recall"):
+        for index, name in enumerate(CLASSES):
+            result[f"{kind}/{name}"] = seen[..., index]
     return result

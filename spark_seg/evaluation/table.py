@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from spark_seg.atomic import write_bytes
-from spark_seg.evaluation.challenge import challenge_scores
+from spark_seg.evaluation.challenge import ChallengeRule, panel_counts
 from spark_seg.evaluation.counts import CLASS_COUNT, pooled
-from spark_seg.evaluation.scores import scores
+from spark_seg.evaluation.store import ImageCounts
+from spark_seg.evaluation.sums import Sums
 from spark_seg.labels import CLASSES
 
 _COLUMNS = ("IoU", "Dice", "Precision", "Recall")
@@ -20,14 +21,35 @@ _HINTS = {
 }
 
 
-def metrics_of(stack: np.ndarray) -> dict[str, float]:
-    """Every number of evaluation from per-image counts [N, 3, 3], under flat keys.
+def as_counts(counts: ImageCounts | np.ndarray) -> ImageCounts:
+    """Counts as they are, or confusions [N, 3, 3] without names as such."""
+    if isinstance(counts, ImageCounts):
+        return counts
+    stack = np.asarray(counts, np.int64).reshape(-1, CLASS_COUNT, CLASS_COUNT)
+    names = np.full(len(stack), "", np.str_)
+    return ImageCounts(names, names, stack)
 
-    The pooled scores of `scores.scores`, the challenge's of `challenge.challenge_scores`, and
-    `images`, the number of images.
+
+def metrics_of(
+    counts: ImageCounts | np.ndarray, rule: ChallengeRule = ChallengeRule()
+) -> dict[str, float]:
+    """Every number of evaluation under flat keys, never a NaN.
+
+    Args:
+        counts: Of a split; of bare confusions [N, 3, 3] only what they tell.
+        rule: The challenge's score.
+
+    Returns:
+        What `sums.Sums.scores` returns, plain floats; `spark/panel_images`, in how many images the
+        panel counts, and `images`, their number.
     """
-    stack = np.asarray(stack, np.int64).reshape(-1, CLASS_COUNT, CLASS_COUNT)
-    return {**scores(pooled(stack)), **challenge_scores(stack), "images": len(stack)}
+    counts = as_counts(counts)
+    sums = Sums(counts, rule)
+    found: dict[str, float] = {
+        key: float(value) for key, value in sums.scores(sums.total()).items()
+    }
+    found["spark/panel_images"] = int(panel_counts(counts.confusion, rule.panel_share).sum())
+    return found | {"images": len(counts)}
 
 
 def table_lines(stack: np.ndarray) -> list[str]:

@@ -1,0 +1,200 @@
+"""What faults cost: scores over the counts of `robustness.measure`, as a table, as JSON and as a chart."""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spark_seg.atomic import make_folder, write_bytes
+from spark_seg.corruptions import KINDS
+from spark_seg.errors import UserError, UserFileNotFoundError
+from spark_seg.evaluation.challenge import challenge_scores
+from spark_seg.evaluation.counts import pooled
+from spark_seg.evaluation.scores import scores
+
+CLEAN = "clean"
+SCORE = "spark/score"
+_KEPT = ("spark/score", "spark/body", "spark/panel", "mIoU/foreground", "IoU/body", "IoU/panel")
+
+
+@dataclass(frozen=True)
+class FaultCounts:
+    """Counts of the same frames under every fault; F faults, the first without any, and N frames.
+
+    Attributes:
+        ids: Sample ids, str [N].
+        kinds: str [F], `clean` first.
+        severities: int64 [F], 0 first.
+        confusion: int64 [F, N, 3, 3].
+        total: How many frames the split has.
+    """
+
+    ids: np.ndarray
+    kinds: np.ndarray
+    severities: np.ndarray
+    confusion: np.ndarray
+    total: int
+
+    def save(self, path: str | Path) -> None:
+        """Writes an npz in one step; the folder must be there."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **vars(self))
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FaultCounts":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: The file is missing or holds something else.
+        """
+        if not Path(path).is_file():
+            raise UserFileNotFoundError(f"no file {path}: run tools/test.py with --corruptions")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = ("ids", "kinds", "severities", "confusion")
+                return cls(*(file[name] for name in names), total=int(file["total"]))
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} holds no counts under faults ({error})") from error
+
+
+def summary(counts: FaultCounts) -> dict[str, Any]:
+    """All that is told about robustness, plain values ready for JSON.
+
+    Returns:
+        `score`: the key that means and the worst are taken of; `images`, `of`: how many of the split's; `severities`;
+        `clean`: the scores without a fault; `kinds`: for each its `title`, its scores by severity (keys are text, as
+        JSON has it), `mean` and `worst` score; `mean`, over kinds and severities; `worst`: `kind`, `severity`,
+        `score`. `relative` beside each mean and worst is its share of the clean score, None where that is 0.
+    """
+    flat = [_scores(stack) for stack in counts.confusion]
+    clean = flat[0][SCORE]
+
+    def relative(value: float) -> float | None:
+        return value / clean if clean > 0 else None
+
+    kinds: dict[str, Any] = {}
+    for kind, severity, found in zip(
+        counts.kinds[1:], counts.severities[1:], flat[1:], strict=True
+    ):
+        title = KINDS[str(kind)].title if str(kind) in KINDS else str(kind)
+        entry = kinds.setdefault(str(kind), {"title": title, "severities": {}})
+        entry["severities"][str(int(severity))] = found
+    for entry in kinds.values():
+        values = [found[SCORE] for found in entry["severities"].values()]
+        entry["mean"], entry["worst"] = float(np.mean(values)), min(values)
+        entry["relative"] = relative(entry["mean"])
+        entry["relative_worst"] = relative(entry["worst"])
+    low = min(
+        (
+            (found[SCORE], kind, int(severity))
+            for kind, entry in kinds.items()
+            for severity, found in entry["severities"].items()
+        ),
+    )
+    mean = float(np.mean([entry["mean"] for entry in kinds.values()]))
+    return {
+        "score": SCORE,
+        "images": len(counts.ids),
+        "of": counts.total,
+        "severities": sorted({int(s) for s in counts.severities[1:]}),
+        "clean": flat[0],
+        "mean": mean,
+        "relative": relative(mean),
+        "worst": {
+            "kind": low[1],
+            "severity": low[2],
+            "score": low[0],
+            "relative": relative(low[0]),
+        },
+        "kinds": kinds,
+    }
+
+
+def _scores(stack: np.ndarray) -> dict[str, float]:
+    both = {**scores(pooled(stack)), **challenge_scores(stack)}
+    return {key: float(both[key]) for key in _KEPT}
+
+
+def table_lines(found: dict[str, Any]) -> list[str]:
+    """A summary as lines of text, in percent: kinds by severity, their means and worst relative to clean."""
+    levels = [str(s) for s in found["severities"]]
+    clean = found["clean"][found["score"]]
+    lines = [
+        f"{found['score']} under faults, percent, on {found['images']} of {found['of']} images; "
+        f"clean {100 * clean:.2f}",
+        "",
+        f"{'fault':<18}"
+        + "".join(f"{'sev ' + s:>8}" for s in levels)
+        + "    mean  of clean   worst",
+    ]
+    lines.append("-" * len(lines[-1]))
+    for entry in found["kinds"].values():
+        cells = "".join(f"{100 * entry['severities'][s][found['score']]:>8.2f}" for s in levels)
+        lines.append(
+            f"{entry['title']:<18}{cells}{100 * entry['mean']:>8.2f}"
+            f"{_share(entry['relative']):>10}{100 * entry['worst']:>8.2f}"
+        )
+    worst = found["worst"]
+    title = found["kinds"][worst["kind"]]["title"]
+    lines += [
+        "",
+        f"mean of all  {100 * found['mean']:.2f}, {_share(found['relative'])} of clean",
+        f"worst        {100 * worst['score']:.2f}, {_share(worst['relative'])} of clean: "
+        f"{title}, severity {worst['severity']}",
+    ]
+    return lines
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def write(folder: str | Path, counts: FaultCounts) -> dict[str, Any]:
+    """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary."""
+    folder = make_folder(folder)
+    found = summary(counts)
+    counts.save(folder / "robustness.npz")
+    text = json.dumps(found, indent=2, allow_nan=False) + "\n"
+    write_bytes(folder / "robustness.json", text.encode())
+    draw(found, folder / "robustness.png")
+    return found
+
+
+def draw(found: dict[str, Any], png: str | Path) -> None:
+    """Draws each kind's scores as a row of dots, light to dark with severity, against the clean score."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import colormaps
+    from matplotlib import pyplot as plt
+
+    levels = found["severities"]
+    entries = sorted(found["kinds"].values(), key=lambda entry: -entry["mean"])
+    figure, axis = plt.subplots(figsize=(9, 1.6 + 0.36 * len(entries)), constrained_layout=True)
+    rows = np.arange(len(entries))
+    for row, entry in zip(rows, entries, strict=True):
+        values = [100 * entry["severities"][str(s)][found["score"]] for s in levels]
+        axis.plot([min(values), max(values)], [row, row], color="0.8", zorder=1)
+    for severity in levels:
+        values = [100 * entry["severities"][str(severity)][found["score"]] for entry in entries]
+        colour = colormaps["viridis_r"](0.1 + 0.18 * severity)
+        axis.scatter(values, rows, color=colour, zorder=2, s=42, label=f"severity {severity}")
+    clean = 100 * found["clean"][found["score"]]
+    axis.axvline(clean, color="black", linewidth=1, linestyle="--", label=f"clean {clean:.1f}")
+    axis.set_yticks(rows, [entry["title"] for entry in entries])
+    axis.invert_yaxis()
+    axis.set_xlim(-1, 101)
+    axis.set_xlabel(f"{found['score']} in percent, {found['images']} images")
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=6, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    write_bytes(png, buffer.getvalue())
