@@ -1,8 +1,11 @@
 """`test.py CONFIG [CHECKPOINT]`: scores a checkpoint on a labelled split."""
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
+from spark_seg.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="rows of overlays.png; 0: none (default: 8)",
     )
+    _add_corruptions(parser)
     args = parser.parse_args(argv)
+    _check(args)
     cfg = prepare(args)
     checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)
 
@@ -42,4 +47,68 @@ def main(argv: list[str] | None = None) -> int:
     print(f"metrics: {out / 'metrics.json'}")
     if args.overlays:
         print(f"overlays: {out / 'overlays.png'}")
+    if args.corruptions is not None:
+        _corruptions(args, cfg, checkpoint, out)
     return 0
+
+
+def _add_corruptions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("robustness")
+    group.add_argument(
+        "--corruptions",
+        nargs="*",
+        metavar="KIND",
+        help="also evaluate under the faults of a space camera, all kinds or those named (after "
+        "CONFIG and CHECKPOINT): robustness.json, .npz, .png",
+    )
+    group.add_argument(
+        "--severities",
+        nargs="+",
+        type=int,
+        choices=(1, 2, 3, 4, 5),
+        metavar="S",
+        help="of --corruptions, 1 to 5 (default: 1 3 5)",
+    )
+    group.add_argument(
+        "--corruption-images",
+        metavar="N",
+        help="how many images --corruptions takes, spread evenly; 'all' takes every one (default: 50)",
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Settles the options of --corruptions before anything is loaded."""
+    if args.corruptions is None:
+        for option in ("severities", "corruption_images"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option.replace('_', '-')} goes with --corruptions")
+        return
+    from spark_seg.corruptions import choose_kinds
+
+    args.corruptions = choose_kinds(args.corruptions)
+    args.severities = sorted(set(args.severities or (1, 3, 5)))
+    text = args.corruption_images or "50"
+    if text == "all":
+        args.corruption_images = None
+    elif text.isdecimal() and int(text) > 0:
+        args.corruption_images = int(text)
+    else:
+        raise UserError(f"--corruption-images {text}: give a number of images, or 'all'")
+
+
+def _corruptions(args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path) -> None:
+    from spark_seg.evaluation.faults import table_lines, write
+    from spark_seg.evaluation.robustness import measure
+
+    counts = measure(
+        cfg,
+        checkpoint,
+        args.corruptions,
+        args.severities,
+        images=args.corruption_images,
+        split=args.split,
+        strategy=args.strategy,
+        trust=args.trust_checkpoint,
+    )
+    print("\n" + "\n".join(table_lines(write(out, counts))))
+    print(f"robustness: {out / 'robustness.json'}, {out / 'robustness.png'}")

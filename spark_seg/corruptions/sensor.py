@@ -58,7 +58,7 @@ def dropped_lines(image: np.ndarray, severity: float, rng: np.random.Generator) 
     height = image.shape[0]
     starts: np.ndarray = rng.permutation(height)
     longest = max(1, round(4 * scale_of(image)))
-    runs = rng.integers(1, longest + 1, height)
+    runs: np.ndarray = rng.integers(1, longest + 1, size=(height,))
     # Runs overlap a little; they are counted as if they did not, which keeps milder severities inside worse ones.
     count = max(int(np.ceil(severity)), int(np.searchsorted(np.cumsum(runs), share * height)))
     result = image.copy()

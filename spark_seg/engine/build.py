@@ -50,6 +50,7 @@ def prediction_runner(
     dataloader: dict,
     metric: "BaseMetric",
     strategy: str = "deepspeed",
+    test_cfg: dict | None = None,
 ) -> SparkRunner:
     """A runner whose `test()` predicts with given weights: DeepSpeed at stage 0 without an optimizer, or `single`.
 
@@ -60,6 +61,7 @@ def prediction_runner(
         dataloader: The loader's config.
         metric: What receives the predictions.
         strategy: `deepspeed` or `single`.
+        test_cfg: Another loop than `SparkTestLoop`.
     """
     cfg = copy.deepcopy(cfg)
     for key in ("train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg"):
@@ -67,7 +69,7 @@ def prediction_runner(
     for key in ("val_dataloader", "val_evaluator", "val_cfg"):
         cfg.pop(key, None)
     cfg.test_dataloader = dataloader
-    cfg.test_cfg = dict(type="SparkTestLoop")
+    cfg.test_cfg = test_cfg or dict(type="SparkTestLoop")
     hooks = ("timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
     cfg.default_hooks = dict.fromkeys(hooks)
     cfg.custom_hooks = [dict(type="ProgressHook")]

@@ -56,8 +56,8 @@ class FaultCounts:
             raise UserFileNotFoundError(f"no file {path}: run tools/test.py with --corruptions")
         try:
             with np.load(path, allow_pickle=False) as file:
-                names = ("ids", "kinds", "severities", "confusion")
-                return cls(*(file[name] for name in names), total=int(file["total"]))
+                ids, kinds, severities = file["ids"], file["kinds"], file["severities"]
+                return cls(ids, kinds, severities, file["confusion"], int(file["total"]))
         except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} holds no counts under faults ({error})") from error
 
