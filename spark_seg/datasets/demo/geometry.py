@@ -111,9 +111,8 @@ class Builder:
         which is then drawn too, always as body.
         """
         p = at(points)
-        n = np.zeros(3)
-        for i in range(1, len(p) - 1):
-            n += np.cross(p[i] - p[0], p[i + 1] - p[0])
+        fan = p[1:] - p[0]
+        n = np.cross(fan[:-1], fan[1:]).sum(0)
         area = float(np.linalg.norm(n)) / 2
         if area < 1e-9:
             return

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ VERSION = 1
 
 MANIFEST = "demo.json"
 _MADE_BY = "spark_seg demo data"
+_OURS = ("tree", "old")  # what is being built, what it replaces
 _CHUNK = 4
 _LEAST_SIZE = 32
 
@@ -167,23 +168,31 @@ def _present(root: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
 
 @contextmanager
 def _beside(root: Path) -> Iterator[Path]:
-    """An empty folder beside `root`, held by this process alone; removed if left over."""
+    """A folder beside `root`, held by this process alone, to build `tree` in; removed at the end."""
     make_folder(root.parent)
     partial = root.parent / f".{root.name}.partial"
     held = _hold(partial)
+    strangers = sorted(p.name for p in partial.iterdir() if p.name not in _OURS)
+    if strangers:
+        os.close(held)
+        raise UserError(f"{partial} is in the way and holds {strangers[0]!r}: move it elsewhere")
     try:
-        # Whoever was here before us was killed, or made the tree by renaming the folder away.
-        for left in list(partial.iterdir()):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _clear(partial)  # whoever was here before us was killed
         yield partial
     finally:
-        if partial.exists() and os.path.samestat(os.fstat(held), partial.stat()):
-            shutil.rmtree(partial, ignore_errors=True)
+        _clear(partial)
+        with suppress(OSError):
+            partial.rmdir()
         os.close(held)
 
 
+def _clear(partial: Path) -> None:
+    for name in _OURS:
+        shutil.rmtree(partial / name, ignore_errors=True)
+
+
 def _hold(partial: Path) -> int:
-    """Makes and locks the folder; if it was renamed or removed while we waited, tries again."""
+    """Makes and locks the folder; if it was removed while we waited, tries again."""
     try:
         import fcntl
     except ImportError:  # pragma: no cover - Windows: no such lock
@@ -194,7 +203,8 @@ def _hold(partial: Path) -> int:
             descriptor = os.open(partial, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):  # some cluster file systems know no locks: go on without
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
             return descriptor
         os.close(descriptor)
@@ -203,33 +213,32 @@ def _hold(partial: Path) -> int:
 def _fill(root: Path, partial: Path, spec: dict[str, Any], workers: int) -> dict[str, Any]:
     start = time.monotonic()
     with user_errors(root):
-        rows = _render_all(partial, spec, workers)
+        tree = partial / _OURS[0]
+        tree.mkdir()
+        rows = _render_all(tree, spec, workers)
         for split in ("train", "val"):
-            _write_csv(partial / f"{split}.csv", rows[split])
+            _write_csv(tree / f"{split}.csv", rows[split])
         manifest = {**spec, "measured": _measure(rows)}
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        (partial / MANIFEST).write_text(text, encoding="utf-8")
-        old = root.parent / f".{root.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
+        (tree / MANIFEST).write_text(text, encoding="utf-8")
         _checked_root(root)  # nobody else's files may have come in the meantime
         if root.exists():
-            os.rename(root, old)
-        os.rename(partial, root)
-        shutil.rmtree(old, ignore_errors=True)
+            os.rename(root, partial / _OURS[1])
+        os.rename(tree, root)
     seconds = time.monotonic() - start
     return {**manifest, "root": str(root), "seconds": seconds, "rendered": True}
 
 
-def _render_all(partial: Path, spec: dict[str, Any], workers: int) -> dict[str, list[Row]]:
+def _render_all(tree: Path, spec: dict[str, Any], workers: int) -> dict[str, list[Row]]:
     counts = {"train": spec["images"], "val": spec["val"], "test": spec["test"]}
     for split in ("train", "val"):
         for name in SATELLITES:
             for kind in ("images", "mask"):
-                (partial / kind / name / split).mkdir(parents=True)
-    (partial / "stream-1-test").mkdir()
-    (partial / "stream-1-test-truth").mkdir()
+                (tree / kind / name / split).mkdir(parents=True)
+    (tree / "stream-1-test").mkdir()
+    (tree / "stream-1-test-truth").mkdir()
     chunks = [
-        (str(partial), spec["seed"], spec["size"], split, range(i, min(i + _CHUNK, count)))
+        (str(tree), spec["seed"], spec["size"], split, range(i, min(i + _CHUNK, count)))
         for split, count in counts.items()
         for i in range(0, count, _CHUNK)
     ]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -127,6 +128,22 @@ def test_the_same_tree_is_made_once(tmp_path: Path) -> None:
     assert [p.name for p in root.parent.iterdir()] == ["demo"], "nothing is left beside the tree"
 
 
+def test_two_that_ask_at_once_render_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ensure_demo_data, tmp_path / "d", 4, 64, workers=1) for _ in range(2)]
+        made = [future.result() for future in asked]
+    assert sorted(m["rendered"] for m in made) == [False, True]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_folder_in_the_way_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / ".d.partial").mkdir()
+    (tmp_path / ".d.partial" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="in the way"):
+        make_demo_data(tmp_path / "d", 1, 64, workers=1)
+    assert (tmp_path / ".d.partial" / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_tree_of_another_renderer_is_made_anew(tmp_path: Path) -> None:
     root = tmp_path / "demo"
     ensure_demo_data(root, 1, 64, val=0, test=0, workers=1)
@@ -182,7 +199,7 @@ def test_killed_half_way_then_made_again(tmp_path: Path) -> None:
     partial = tmp_path / ".demo.partial"
     try:
         deadline = time.monotonic() + 60
-        while not list(partial.glob("images/*/train/*.jpg")):
+        while not list(partial.glob("tree/images/*/train/*.jpg")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
