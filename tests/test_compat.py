@@ -1,0 +1,156 @@
+"""The shims over the frozen libraries do what they say, and each is still needed.
+
+A failure that says "remove the shim" is good news: upstream mended what the shim stands in for.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from spark_seg import compat
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a Python of its own, where no shim is installed yet."""
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, **env},
+    )
+
+
+def real_mmcv_ops() -> bool:
+    mmcv = importlib.util.find_spec("mmcv")
+    assert mmcv is not None
+    assert mmcv.submodule_search_locations is not None
+    return any(list(Path(place).glob("_ext*.so")) for place in mmcv.submodule_search_locations)
+
+
+@pytest.fixture
+def no_ext(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh process: nothing has put `mmcv._ext` there."""
+    monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
+
+
+@pytest.mark.skipif(real_mmcv_ops(), reason="the full mmcv is installed: no stub needed here")
+def test_mmcv_stub_is_still_needed() -> None:
+    done = python("import mmseg.models")
+    assert done.returncode != 0, "mmseg imports with mmcv-lite alone: remove the shim mmcv._ext"
+    assert "No module named 'mmcv._ext'" in done.stderr
+
+
+@pytest.mark.skipif(real_mmcv_ops(), reason="the full mmcv is installed: no stub needed here")
+@pytest.mark.usefixtures("no_ext")
+def test_mmcv_stub_names_the_operator_and_hides_nothing() -> None:
+    assert compat.install_mmcv_ext_stub()
+    assert compat.install_mmcv_ext_stub(), "again changes nothing"
+    import mmcv._ext as ext
+
+    nms = ext.nms  # importing names from it works ...
+    with pytest.raises(RuntimeError, match=r"'nms'.*mmcv-lite.*full package mmcv"):
+        nms([], 0.5)  # ... using them does not
+    with pytest.raises(AttributeError):
+        _ = ext.__path__
+    assert ext.__spec__.loader is None, "mmcv must go on believing that it is the lite one"
+
+
+def test_real_mmcv_ext_in_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = types.ModuleType("mmcv._ext")
+    monkeypatch.setitem(sys.modules, "mmcv._ext", real)
+    assert not compat.install_mmcv_ext_stub()
+    assert sys.modules["mmcv._ext"] is real
+
+
+@pytest.mark.usefixtures("no_ext")
+def test_real_mmcv_ext_on_disk_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "_ext.py").write_text("")
+    spec = importlib.machinery.ModuleSpec("mmcv", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert not compat.install_mmcv_ext_stub()
+    assert "mmcv._ext" not in sys.modules
+
+
+@pytest.mark.usefixtures("no_ext")
+def test_stub_without_mmcv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not compat.install_mmcv_ext_stub()
+
+
+def test_register_deepspeed_optimizers_any_number_of_times() -> None:
+    from mmengine.registry import OPTIMIZERS
+
+    first = compat.register_deepspeed_optimizers()
+    assert compat.register_deepspeed_optimizers() == first
+    assert {"DeepSpeedCPUAdam", "FusedAdam", "FusedLamb"} <= set(first)
+    for name in first:
+        assert OPTIMIZERS.get(name).__name__ == name
+
+
+def test_deepspeed_optimizers_shim_is_still_needed() -> None:
+    done = python(
+        "from mmengine._strategy.deepspeed import register_deepspeed_optimizers as register\n"
+        "register()\nregister()\n"
+    )
+    assert done.returncode != 0, "mmengine's own function works twice: remove the shim"
+    assert "onebit" in done.stderr or "already registered" in done.stderr, done.stderr[-500:]
+
+
+def test_patched_strategy_uses_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmengine._strategy import deepspeed as module
+
+    monkeypatch.setattr(module, "register_deepspeed_optimizers", None)
+    compat.patch_deepspeed_strategy()
+    assert module.register_deepspeed_optimizers is compat.register_deepspeed_optimizers
+
+
+_INIT = """
+import os, socket, sys
+{skip}
+from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
+ShareMemCommBuilder.load = lambda self, *args: sys.exit("would compile " + self.NAME)
+with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+import deepspeed
+deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+print("started")
+"""
+
+
+def test_skip_deepspeed_cpu_build_prevents_compilation() -> None:
+    skip = "from spark_seg import compat; compat.skip_deepspeed_cpu_build()"
+    done = python(_INIT.format(skip=skip), DS_ACCELERATOR="cpu")
+    assert "started" in done.stdout, done.stderr[-500:]
+    from deepspeed import ops
+
+    compat.skip_deepspeed_cpu_build()
+    assert ops.__compatible_ops__["deepspeed_shm_comm"] is False
+
+
+def test_skip_deepspeed_cpu_build_is_still_needed() -> None:
+    done = python(_INIT.format(skip=""), DS_ACCELERATOR="cpu")
+    assert "would compile" in done.stderr, (
+        "DeepSpeed starts on a CPU without compiling: remove the shim skip_deepspeed_cpu_build"
+    )
+
+
+def test_install_is_cheap_and_imports_no_mmseg() -> None:
+    code = (
+        "import sys; from spark_seg import compat; compat.install(); compat.install();"
+        "print([m for m in ('torch', 'mmseg', 'deepspeed') if m in sys.modules])"
+    )
+    done = python(code)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
