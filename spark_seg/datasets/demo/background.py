@@ -60,7 +60,7 @@ def _stars(image: np.ndarray, rng: np.random.Generator) -> None:
 
 def _sky(rng: np.random.Generator, seed: int, size: int) -> np.ndarray:
     image = np.full((size, size, 3), rng.integers(4, 8), np.uint8)
-    gain = rng.uniform(0.5, 1.5) if rng.random() < 0.6 else 0.0
+    gain = rng.uniform(0.5, 1.4) if rng.random() < 0.6 else 0.0
     if gain:
         angle = rng.uniform(0, 2 * np.pi)
         zoom = rng.uniform(0.55, 1.1)

@@ -80,8 +80,8 @@ def milky_way(seed: int) -> np.ndarray:
     # Blue first: violet where young stars are, brown where dust reddens them.
     blue, rust = step(hue, -0.2, 1.8), step(-hue, 0.2, 2.0)
     bgr = glow[..., None] * np.array([42, 27, 31], np.float32)
-    bgr += (glow * blue)[..., None] * np.array([44, 12, 14], np.float32)
-    bgr += (glow * rust)[..., None] * np.array([-16, 2, 20], np.float32)
+    bgr += (glow * blue)[..., None] * np.array([30, 9, 10], np.float32)
+    bgr += (glow * rust)[..., None] * np.array([-12, 2, 12], np.float32)
     # Most of its light is in stars too faint to be told apart.
     lot = rng.random((n, n), dtype=np.float32)
     speck = np.where(lot > 0.90, (lot - 0.90) * 10, 0) ** 3 * (0.06 + band) * (1 - 0.6 * lane)

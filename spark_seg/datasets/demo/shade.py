@@ -127,7 +127,7 @@ def shade(
     normal += tilt[:, :1] * ua + tilt[:, 1:] * va
     normal *= 1 / np.sqrt(np.einsum("kc,kc->k", normal, normal))[:, None]
 
-    albedo = tab.albedo.take(mat, axis=0) * (1 + 0.10 * foil[:, 2:3])
+    albedo = tab.albedo.take(mat, axis=0) * (1 + (0.03 + 0.5 * sca[:, 2:3]) * foil[:, 2:3])
     _pattern(albedo, mat, u, v, z / focal)
 
     glow = light.earthshine * (0.5 + 0.5 * (normal @ light.earth)[:, None]) + light.ambient

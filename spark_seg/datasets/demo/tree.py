@@ -20,7 +20,7 @@ from spark_seg.datasets.layout import SATELLITES
 from spark_seg.errors import UserError
 from spark_seg.progress import Progress
 
-VERSION = 1
+VERSION = 2
 """Of the renderer: a tree made by another one is made anew."""
 
 MANIFEST = "demo.json"
