@@ -13,6 +13,7 @@ import mmseg.models  # noqa: E402, F401
 
 compat.patch_deepspeed_strategy()
 
+import spark_seg.datasets.sampling  # noqa: E402
 import spark_seg.datasets.spark  # noqa: E402
 import spark_seg.datasets.transforms.geometry  # noqa: E402
 import spark_seg.datasets.transforms.loading  # noqa: E402

@@ -9,6 +9,7 @@ from typing import Any
 
 from spark_seg import compat
 from spark_seg.datasets.layout import SATELLITES, Frame, find_root, list_frames, list_test_images
+from spark_seg.datasets.sampling import seed_augmentation
 from spark_seg.errors import UserError, UserFileNotFoundError, nearest
 from spark_seg.labels import CLASSES, IGNORE_INDEX, PALETTE
 
@@ -90,6 +91,11 @@ class SparkDataset(BaseSegDataset):
         if self.images or os.environ.get("SPARK_TEST_ROOT"):
             return None  # found without a tree
         return find_root(self.data_root)
+
+    def prepare_data(self, idx: int) -> Any:
+        """A sample through the pipeline; its augmentation depends on seed, epoch and index alone."""
+        seed_augmentation(idx)
+        return super().prepare_data(idx)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One dict per frame, as mmengine's `BaseDataset` wants it."""

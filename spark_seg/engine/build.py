@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mmengine.evaluator import Evaluator
 from torch import nn
 
-from spark_seg.engine.checkpoints import apply_state_dict
+from spark_seg.engine.checkpoints import apply_state_dict, load_safetensors
+from spark_seg.engine.folder import WEIGHTS_FILE
 from spark_seg.engine.runner import SparkRunner
 from spark_seg.engine.strategy import resolve_precision
 from spark_seg.errors import UserError
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
 STRATEGIES = ("deepspeed", "single")
 
 
-def training_runner(cfg: "Config", strategy: str = "deepspeed") -> SparkRunner:
+def training_runner(
+    cfg: "Config", strategy: str = "deepspeed", resume: Path | None = None
+) -> SparkRunner:
     """A runner whose `train()` trains what the config says.
 
     Args:
         cfg: As from `spark_seg.config.load_config`, with `work_dir` set.
         strategy: `deepspeed`, or `single` for plain PyTorch on one device.
+        resume: A whole checkpoint folder to go on from; None to begin.
     """
     cfg = copy.deepcopy(cfg)
     cfg.pop("test_dataloader", None)
@@ -38,9 +42,13 @@ def training_runner(cfg: "Config", strategy: str = "deepspeed") -> SparkRunner:
         pretrained=cfg.get("pretrained"),
         variant=cfg.get("variant"),
         freeze=cfg.get("freeze_backbone", False),
+        fast=cfg.get("accelerate", True),
+        resume=resume,
     )
     _set_strategy(cfg, strategy, init)
-    return _build(cfg)
+    runner = _build(cfg)
+    runner.resume_from = resume
+    return runner
 
 
 def prediction_runner(
@@ -76,36 +84,69 @@ def prediction_runner(
     # mmengine wants a folder for logs and config; a prediction's results go elsewhere, and its log is the terminal.
     scratch = tempfile.TemporaryDirectory(prefix="spark_seg_")
     cfg.work_dir, cfg.log_level = scratch.name, "WARNING"
-    _set_strategy(cfg, strategy, partial(apply_state_dict, state=weights, path=source))
+    fast = cfg.get("accelerate", True)
+    init = partial(_init_for_prediction, weights=weights, source=source, fast=fast)
+    _set_strategy(cfg, strategy, init)
     runner = _build(cfg, test_evaluator=Evaluator([metric]))
     runner.scratch = scratch  # removed with the runner
     return runner
 
 
 def _init_for_training(
-    model: nn.Module, pretrained: str | None, variant: str, freeze: bool
+    model: nn.Module,
+    pretrained: str | None,
+    variant: str,
+    freeze: bool,
+    fast: bool,
+    resume: Path | None,
 ) -> None:
-    load_pretrained(model, pretrained, variant)
+    if resume is not None:
+        apply_state_dict(model, load_safetensors(resume / WEIGHTS_FILE), resume)
+    else:
+        load_pretrained(model, pretrained, variant)
     if freeze:
         freeze_backbone(model)
+    if fast:
+        _accelerate(model)
+
+
+def _init_for_prediction(
+    model: nn.Module, weights: "dict[str, torch.Tensor]", source: str | Path, fast: bool
+) -> None:
+    apply_state_dict(model, state=weights, path=source)
+    if fast:
+        _accelerate(model)
+
+
+def _accelerate(model: nn.Module) -> None:
+    from spark_seg.models.fast_segformer import accelerate  # imports mmseg, which needs our shims
+
+    accelerate(model)
 
 
 def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
-    precision = resolve_precision(cfg.get("precision", "auto"))
+    given = {
+        "precision": resolve_precision(cfg.get("precision", "auto")),
+        "init_model": init,
+    }
     if strategy == "deepspeed":
-        cfg.strategy.update(precision=precision, init_model=init)
+        cfg.strategy.update(given)
+        if not cfg.get("optim_wrapper"):
+            cfg.strategy.ema_decay = None
         return
     if strategy != "single":
         raise UserError(f"no strategy {strategy!r}: there are {', '.join(STRATEGIES)}")
-    cfg.strategy = dict(type="SparkSingleDeviceStrategy", precision=precision, init_model=init)
+    kept = {key: cfg.strategy[key] for key in ("ema_decay", "max_skipped") if key in cfg.strategy}
+    cfg.strategy = {
+        "type": "SparkSingleDeviceStrategy",
+        "clip_grad": cfg.get("clip_grad"),
+        **kept,
+        **given,
+    }
     if cfg.get("optim_wrapper"):
-        wrapper = cfg.optim_wrapper
-        wrapper.type = "OptimWrapper"
-        if precision == "bf16":
-            wrapper.type, wrapper.dtype = "AmpOptimWrapper", "bfloat16"
-            wrapper.loss_scale = 1.0  # bf16 has fp32's range and needs no scaling
-        if cfg.get("clip_grad"):
-            wrapper.clip_grad = dict(max_norm=cfg.clip_grad)
+        cfg.optim_wrapper.type = "OptimWrapper"
+    else:
+        cfg.strategy["ema_decay"] = None
 
 
 def _build(cfg: "Config", **objects: Any) -> SparkRunner:

@@ -4,22 +4,19 @@ Files are read with `torch.load(weights_only=True)` or safetensors: nothing in a
 needs more is refused unless the caller says that its source is trusted.
 """
 
-import contextlib
-import os
 import pickle
-import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from spark_seg.atomic import replacing, user_errors
+from spark_seg.atomic import replacing
+from spark_seg.engine.folder import EMA_FILE, WEIGHTS_FILE
 from spark_seg.errors import UserError, UserFileNotFoundError
 
-WEIGHTS_FILE = "weights.safetensors"
 _TRUST_HINT = "if you trust where it comes from, pass --trust-checkpoint"
 
 
@@ -36,29 +33,6 @@ def save_pth(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Writes a bare state dict with `torch.save`, beside and then renamed."""
     with replacing(path) as file:
         torch.save(dict(state), file)
-
-
-@contextlib.contextmanager
-def replaced_folder(path: str | Path) -> Iterator[Path]:
-    """A fresh folder to write into that takes `path`'s place when the block ends without error.
-
-    The former content stays whole until the new one is complete.
-    """
-    path = Path(path)
-    fresh, old = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.old")
-    with user_errors(path):
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        try:
-            yield fresh
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(fresh, path)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Tensor]:
@@ -79,11 +53,16 @@ def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Te
     if not path.is_file():
         raise UserFileNotFoundError(f"no checkpoint {path}")
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        return load_safetensors(path)
     return _pick_state_dict(_load_pickle(path, trust), path)
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        UserError: It is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -94,9 +73,10 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load_folder(path: Path, trust: bool) -> dict[str, torch.Tensor]:
-    for inside in (path / WEIGHTS_FILE, path / "checkpoints" / "best" / WEIGHTS_FILE):
-        if inside.is_file():
-            return _load_safetensors(inside)
+    for folder in (path, path / "checkpoints" / "best"):
+        for name in (EMA_FILE, WEIGHTS_FILE):  # the averaged weights are the ones that scored
+            if (folder / name).is_file():
+                return load_safetensors(folder / name)
     stages_0_to_2 = path / "mp_rank_00_model_states.pt"
     if stages_0_to_2.is_file():
         return _pick_state_dict(_load_pickle(stages_0_to_2, trust), stages_0_to_2)

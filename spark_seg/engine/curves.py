@@ -12,13 +12,21 @@ _SCORES = ("mIoU/foreground", "IoU/body", "IoU/panel")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a torn last line (a killed run) is left out."""
-    rows = []
+    """The lines of a `metrics.jsonl` as one uninterrupted training would have written them.
+
+    Lines of steps that a killed run had made and that were made again are taken once; a line torn by the kill is left
+    out.
+    """
+    rows: list[dict[str, Any]] = []
     for line in Path(path).read_text().splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            break
+            continue
+        if row["mode"] == "resume":
+            rows = [r for r in rows if (r["step"], r["mode"] == "val") < (row["step"], True)]
+        else:
+            rows.append(row)
     return rows
 
 

@@ -6,24 +6,162 @@ picture). Here the head's logits go to the picture's size by one bilinear resize
 thread count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 from mmengine.structures import PixelData
+from torch.utils.data import DataLoader
 
+from spark_seg.engine.runner import untouched_random_state
+from spark_seg.errors import UserError
 from spark_seg.models.predict import labels_from_logits
+
+
+class _Grouped:
+    """A loader whose batches come in groups: the micro batches of one optimizer step. A rest is dropped."""
+
+    def __init__(self, loader: DataLoader, size: int) -> None:
+        self.loader, self.size = loader, size
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.size
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        group = []
+        for batch in self.loader:
+            group.append(batch)
+            if len(group) == self.size:
+                yield group
+                group = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
 
 @LOOPS.register_module()
 class SparkTrainLoop(EpochBasedTrainLoop):
-    """mmengine's epochs, with a look between two steps whether the user wants to stop."""
+    """mmengine's epochs, counted in optimizer steps, that can be left and taken up between any two of them.
+
+    Args:
+        runner: The runner.
+        dataloader: The loader or its config.
+        max_epochs: Epochs to train.
+        val_interval: Epochs between two validations.
+        accumulate: Micro batches in an optimizer step (gradient accumulation).
+        val_begin: The first epoch that may be validated.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: DataLoader | dict,
+        max_epochs: int,
+        val_interval: int = 1,
+        accumulate: int = 1,
+        val_begin: int = 1,
+    ) -> None:
+        super().__init__(runner, dataloader, max_epochs, val_begin, val_interval)
+        self.accumulate = accumulate
+        self.dataloader = _Grouped(self.dataloader, accumulate)
+        if len(self.dataloader) == 0:
+            held = len(self.dataloader.dataset)
+            raise UserError(
+                f"an epoch has no step: {held} samples, {self.global_batch} to a step (batch_size x accumulate x "
+                "processes): choose a smaller batch_size"
+            )
+        self._max_iters = self._max_epochs * len(self.dataloader)
+        self._start = 0
+        self._validate_first = False
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that one optimizer step sees, over all processes."""
+        return int(self.dataloader.batch_size) * self.accumulate * self.runner.world_size
+
+    def position(self) -> dict[str, int]:
+        """Where in the data the training is, for `take_up`."""
+        length = len(self.dataloader)
+        return {
+            "in_epoch": self._iter - self._epoch * length,
+            "epoch_length": length,
+            "global_batch": self.global_batch,
+        }
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a checkpoint was written.
+
+        Raises:
+            UserError: It was written inside an epoch with another number of samples in a step.
+        """
+        length = len(self.dataloader)
+        same = state["global_batch"] == self.global_batch and state["epoch_length"] == length
+        if state["in_epoch"] and not same:
+            raise UserError(
+                f"the checkpoint was written inside an epoch, {state['global_batch']} samples to a step of "
+                f"{state['epoch_length']} an epoch; now it is {self.global_batch} and {length}: keep batch_size x "
+                "accumulate x processes, or go on from a checkpoint between two epochs"
+            )
+        if state["epoch"] > self._max_epochs:
+            raise UserError(
+                f"the checkpoint has {state['epoch']} epochs, the config only {self._max_epochs}"
+            )
+        self._epoch = state["epoch"]
+        self._start = state["in_epoch"]
+        self._iter = self._epoch * length + self._start
+        self._validate_first = bool(state["validate"])
+
+    def run(self) -> torch.nn.Module:
+        """Trains to the last epoch."""
+        self.runner.call_hook("before_train")
+        if self._validate_first:
+            self._validate()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            if self.validation_due(self._epoch):
+                self._validate()
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def validation_due(self, epoch: int) -> bool:
+        """Whether a validation follows a number of finished epochs."""
+        return (
+            self.runner.val_loop is not None
+            and epoch >= self.val_begin
+            and (epoch % self.val_interval == 0 or epoch == self._max_epochs)
+        )
+
+    def _validate(self) -> None:
+        self.runner.val_loop.run()
+
+    def run_epoch(self) -> None:
+        """The epoch's steps, or those of them that are left."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        start, self._start = self._start, 0
+        self.dataloader.sampler.start = start * self.accumulate * int(self.dataloader.batch_size)
+        for index, batches in enumerate(self.dataloader, start):
+            self.run_iter(index, batches)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        super().run_iter(idx, data_batch)
+        """One optimizer step over a list of micro batches."""
+        self.runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
+        strategy = self.runner.strategy
+        outputs = strategy.train_step(data_batch)
+        self.runner.call_hook(
+            "after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs
+        )
+        self._iter += 1
+        strategy.guard.check([_name(s) for batch in data_batch for s in batch["data_samples"]])
         self.runner.stop_if_requested()
+
+
+def _name(sample: Any) -> str:
+    return str(sample.get("sample_id", None) or sample.get("img_path", "?"))
 
 
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers in it could not be trained on afterwards
@@ -65,9 +203,23 @@ class _PredictLabels:
 
 @LOOPS.register_module()
 class SparkValLoop(_PredictLabels, ValLoop):
-    """Validation during training."""
+    """Validation during training, of the averaged weights where there are any; leaves no trace in the training."""
 
     stage = "val"
+
+    def run(self) -> dict:
+        """Validates; the hooks that follow see the training's own weights again."""
+        runner = self.runner
+        with untouched_random_state(), runner.strategy.evaluation_weights():
+            runner.call_hook("before_val")
+            runner.call_hook("before_val_epoch")
+            runner.model.eval()
+            for index, batch in enumerate(self.dataloader):
+                self.run_iter(index, batch)
+            metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        runner.call_hook("after_val_epoch", metrics=metrics)
+        runner.call_hook("after_val")
+        return metrics
 
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
         super().run_iter(idx, data_batch)

@@ -1,70 +1,60 @@
-"""FlexibleRunner with what stock gets wrong put right.
+"""FlexibleRunner with what stock gets wrong put right, and trainings that can be taken up exactly where they stopped.
 
 Stock `FlexibleRunner.save_checkpoint` overwrites the epoch that the caller gives, so that a run saved after a
 validation believes itself one epoch further (https://github.com/open-mmlab/mmengine/issues/1166, mended in `Runner`
-only). Here a checkpoint is a folder, written beside and renamed, that says how many epochs and steps are finished.
+only); nothing of the random state or the position in the data is saved. Here a checkpoint (`spark_seg.engine.folder`)
+holds all of it.
 """
 
 import json
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from spark_seg.atomic import write_bytes
-from spark_seg.config import unresolved_text
-from spark_seg.engine.checkpoints import replaced_folder
+from spark_seg.engine.checkpoints import load_safetensors, save_safetensors
+from spark_seg.engine.folder import STATE_FILE, read_state, replaced_folder, rng_file
+from spark_seg.engine.stop import StopRequest
 from spark_seg.errors import UserError
-
-STATE_FILE = "state.json"
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by the user and its state saved; the message names the checkpoint."""
 
 
 @RUNNERS.register_module()
 class SparkRunner(FlexibleRunner):
     """Runs training, evaluation and inference for spark_seg; see `spark_seg.engine.build`."""
 
-    stop_requested = False
     scratch: object = None  # a temporary folder that lives as long as the runner
-    model_summary: Mapping[str, str] = {}  # variant, parameters, FLOPs; for the run's record
+    # variant, parameters, FLOPs; for the run's record
+    model_summary: Mapping[str, str] = {}  # noqa: RUF012
+    resume_from: Path | None = None
 
     def train(self) -> nn.Module:
-        """Trains. The first Ctrl-C finishes the current step and saves a checkpoint; a second one stops at once.
+        """Trains. Ctrl-C, SIGTERM and SIGUSR1 finish the current step, save a checkpoint and end the training.
 
         Raises:
-            TrainingInterrupted: After Ctrl-C, with the checkpoint's path.
+            TrainingInterrupted: After such a signal, with the checkpoint's path.
         """
-        if threading.current_thread() is not threading.main_thread():
+        self.stop = StopRequest(self.logger)
+        with self.stop.listening():
             return super().train()
-        former = signal.signal(signal.SIGINT, self._request_stop)
-        try:
-            return super().train()
-        finally:
-            signal.signal(signal.SIGINT, former)
-
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested:
-            raise KeyboardInterrupt
-        self.stop_requested = True
-        self.logger.warning("Ctrl-C: finishing this step and saving; once more to stop at once")
 
     def stop_if_requested(self) -> None:
-        """Saves and leaves training when Ctrl-C was pressed; called by the loop between two steps."""
-        if self.stop_requested:
-            path = self.save_checkpoint(self.checkpoint_dir, "last", meta={"epoch": self.epoch})
-            raise TrainingInterrupted(
-                f"interrupted at epoch {self.epoch + 1}, step {self.iter}: checkpoint kept in {path}"
+        """Saves and leaves training when a signal asked for it on any process; called between two steps."""
+        number = self.stop.agreed()
+        if number:
+            path = self.save_checkpoint(self.checkpoint_dir, "last")
+            self.stop.leave(
+                number, f"epoch {self.epoch + 1}, step {self.iter}: checkpoint kept in {path}"
             )
 
     @property
@@ -72,32 +62,76 @@ class SparkRunner(FlexibleRunner):
         """The folder that holds this run's checkpoints."""
         return str(Path(self.work_dir) / "checkpoints")
 
+    def load_or_resume(self) -> None:
+        """Takes up the training in `resume_from`; its weights are in the model already."""
+        if self.resume_from is None or self._has_loaded:
+            return
+        state = read_state(self.resume_from)
+        self.train_loop.take_up(state)
+        self.strategy.load_tensors(self.resume_from, state)
+        rng = self.resume_from / rng_file(self.rank)
+        if rng.is_file():  # a process that did not exist before keeps the state its seed gave it
+            set_random_state(load_safetensors(rng))
+        for name, values in state["window"].items():
+            for value in values:
+                self.message_hub.update_scalar(name, value)
+        for hook in self.hooks:
+            if hasattr(hook, "take_up"):
+                hook.take_up(self, state)
+        self._has_loaded = True
+        self.logger.info(
+            f"going on from {self.resume_from}: epoch {self.epoch + 1}, step {self.iter}"
+        )
+
     def save_checkpoint(
         self, out_dir: str, filename: str, meta: dict[str, Any] | None = None, **_: Any
     ) -> str:
-        """Writes a checkpoint folder `out_dir/filename`, whole or not at all.
+        """Writes a checkpoint folder `out_dir/filename`, whole or not at all. Every process must call it.
 
         Args:
             out_dir: Where checkpoints go.
-            filename: The folder's name.
-            meta: Plain values to keep beside the state; `epoch` (finished epochs) and `iter` (finished steps) are
-                added where not given.
+            filename: The folder's name; the former `last` is kept as `previous`.
+            meta: Values of `state.json` that differ from the loop's own.
         """
-        state = {"iter": self.iter, "epoch": self.epoch, "seed": self.seed, **(meta or {})}
         path = Path(out_dir) / filename
-        with replaced_folder(path) as fresh:
-            self.strategy.save_folder(fresh, {"meta": state})
-            write_bytes(fresh / STATE_FILE, json.dumps(state, indent=1).encode())
+        former = "previous" if filename == "last" else None
+        state = {**self._state(), **(meta or {})}
+        with replaced_folder(path, keep_former=former) as fresh:
+            self.strategy.save_tensors(fresh)
+            save_safetensors(random_state(), fresh / rng_file(self.rank))
+            if self.rank == 0:
+                write_bytes(fresh / STATE_FILE, json.dumps(state, indent=1).encode())
         return str(path)
+
+    def _state(self) -> dict[str, Any]:
+        strategy = self.strategy
+        state = {
+            "epoch": self.epoch,
+            "iter": self.iter,
+            **self.train_loop.position(),
+            "validate": False,
+            "seed": self.seed,
+            "world_size": self.world_size,
+            "zero_stage": strategy.zero_stage,
+            "precision": strategy.precision,
+            "skipped": strategy.guard.skipped,
+            "ema_steps": strategy.ema.steps if strategy.ema else 0,
+            "schedules": strategy.schedule_state(),
+            "window": {},
+        }
+        for hook in self.hooks:
+            if hasattr(hook, "state"):
+                state.update(hook.state(self))
+        return state
 
     @staticmethod
     def build_dataloader(
         dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """As upstream, but workers leave Ctrl-C to the main process, which saves before it stops.
+        """As upstream, but workers leave signals to the main process, which saves before it stops.
 
-        Raises:
-            UserError: There is not one whole batch in the data.
+        The loader draws its workers' seeds from a generator of its own: the global one belongs to the model's dropout,
+        whose stream must not depend on when loaders start.
         """
         if isinstance(dataloader, DataLoader):
             return dataloader
@@ -106,12 +140,8 @@ class SparkRunner(FlexibleRunner):
             only = ("persistent_workers", "prefetch_factor")
             dataloader = {key: value for key, value in dataloader.items() if key not in only}
         loader = FlexibleRunner.build_dataloader(dataloader, seed, diff_rank_seed)
-        if len(loader) == 0:
-            frames = len(loader.dataset)
-            raise UserError(
-                f"batch_size={loader.batch_size} is more than the {frames} frames: make it smaller"
-            )
         loader.worker_init_fn = partial(_init_worker, then=loader.worker_init_fn)
+        loader.generator = torch.Generator().manual_seed(seed or 0)
         return loader
 
     def get_hooks_info(self) -> str:
@@ -119,18 +149,44 @@ class SparkRunner(FlexibleRunner):
         return ", ".join(type(hook).__name__ for hook in self.hooks)
 
     def dump_config(self) -> None:
-        """Writes the merged config as `config.py` into the work folder, its `'$name'`s unresolved."""
-        text = f"{unresolved_text(self.cfg)}work_dir = {self.work_dir!r}\n"
-        write_bytes(Path(self.work_dir) / "config.py", text.encode())
+        """Writes the merged config as `config.py` into the work folder."""
+        if self.rank == 0:
+            write_bytes(Path(self.work_dir) / "config.py", self.cfg.pretty_text.encode())
 
     def _log_env(self) -> None:
         """Nothing: versions, hardware and config are in the run's training_params.yaml."""
 
 
+def random_state() -> dict[str, torch.Tensor]:
+    """The state of torch's generators in this process. Augmentation needs none: it is seeded by the sample."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Sets what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """A block that leaves torch's generators as they were."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
 def _init_worker(worker_id: int, then: Any) -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN if number != signal.SIGTERM else signal.SIG_DFL)
     cv2.setNumThreads(0)  # the workers are the parallelism
     if then is not None:
         then(worker_id)

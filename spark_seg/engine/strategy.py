@@ -1,16 +1,13 @@
-"""Strategies for FlexibleRunner: DeepSpeed in one process without a launcher, and plain PyTorch.
+"""Strategies for FlexibleRunner: DeepSpeed with or without a launcher, and plain PyTorch.
 
 What stock `DeepSpeedStrategy` lacks and ours adds: it runs on the CPU and without a launcher; its micro batch follows
-the loader; weights are loaded before DeepSpeed starts (afterwards ZeRO's fp32 copies would not see them), which
-also makes an evaluation without optimizer possible; a checkpoint is a folder that holds the full weights as
-`weights.safetensors` beside DeepSpeed's own files and nothing that `torch.load(weights_only=True)` refuses.
+the loader; weights are loaded before DeepSpeed starts (afterwards ZeRO's fp32 copies would not see them), which also
+makes an evaluation without optimizer possible; averaged weights (EMA) under every stage; steps that are not finite are
+skipped; checkpoints fit any stage and number of processes and hold nothing that is unpickled.
 """
 
 import contextlib
-import copy
-import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,14 @@ from mmengine.registry import STRATEGIES
 from torch import nn
 
 from spark_seg import compat
-from spark_seg.engine.checkpoints import WEIGHTS_FILE, save_safetensors
+from spark_seg.engine.checkpoints import load_safetensors, save_safetensors
+from spark_seg.engine.ema import ModelEma
+from spark_seg.engine.folder import EMA_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
+from spark_seg.engine.launch import start_process_group
 from spark_seg.engine.provenance import plain
+from spark_seg.engine.stepping import StepGuard, mean_logs
+from spark_seg.engine.training_state import gather_optimizer_state, scatter_optimizer_state
 from spark_seg.errors import UserError
-
-TRAINING_STATE_FILE = "training_state.pth"
 
 
 def resolve_precision(precision: str) -> str:
@@ -34,23 +34,52 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-class _Weights:
-    """What both strategies share: initial weights, precision, and the full fp32 weights on demand.
+class _Common:
+    """What both strategies share.
 
     Args:
         init_model: Called with the model after its own initialisation and before the strategy wraps it: loads
             weights, freezes. The engine does not care which.
         precision: `fp32`, or `bf16` for autocast with fp32 weights.
+        ema_decay: Decay of the averaged weights; None for none.
+        max_skipped: After so many steps in a row whose loss or gradient is not finite, training stops.
     """
 
     precision: str
+    ema: ModelEma | None = None
+    guard: StepGuard
     _init_model: Callable[[nn.Module], object] | None
+    zero_stage = 0
+
+    def _set_common(
+        self,
+        init_model: Callable[[nn.Module], object] | None,
+        precision: str,
+        ema_decay: float | None,
+        max_skipped: int,
+    ) -> None:
+        self._init_model, self.precision = init_model, precision
+        self._ema_decay = ema_decay
+        self.guard = StepGuard(max_skipped)
 
     def _init_model_weights(self, model: nn.Module) -> nn.Module:
         model = super()._init_model_weights(model)  # type: ignore[misc]
         if self._init_model is not None:
             self._init_model(model)
         return model
+
+    def _after_prepare(self) -> None:
+        """Once the model is wrapped and there is an optimizer."""
+        if hasattr(self, "optim_wrapper"):
+            if isinstance(self.optim_wrapper.optimizer, torch.optim.Optimizer):
+                self.guard.attach(self.optim_wrapper.optimizer)
+            if self._ema_decay is not None:
+                self.ema = ModelEma(self.module, self._ema_decay, self.zero_stage)
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare model."""
+        raise NotImplementedError
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which forwards of this run compute."""
@@ -59,17 +88,82 @@ class _Weights:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.autocast(device, dtype=torch.bfloat16)
 
-    def plain_state(self, extra: dict[str, Any]) -> dict[str, Any]:
-        """The training state beside the weights: schedules and what the runner adds."""
-        state = copy.copy(extra)
-        state["seed"] = self.seed  # type: ignore[attr-defined]
+    def train_step(self, micro_batches: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """One optimizer step over one or several micro batches; returns the mean of their log values."""
+        logs = mean_logs([self._micro_step(b, len(micro_batches)) for b in micro_batches])
+        logs["grad_norm"] = self.guard.after_step(self._finish_step())
+        if self.ema is not None and not self.guard.last_was_skipped:
+            self.ema.update()
+        return logs
+
+    def _micro_step(self, data: Any, count: int) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def _finish_step(self) -> Any:
+        """Steps the optimizer, where the micro steps have not; returns the gradient norm, where it is known here."""
+        raise NotImplementedError
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights and buffers on the CPU, floating point ones in fp32. Every process must call it."""
+        with gathered(self.module, self.zero_stage):
+            return _to_cpu(self.module.state_dict())
+
+    def evaluated_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights that validation scores: the averaged ones where there are any."""
+        with self.evaluation_weights():
+            return self.full_state_dict()
+
+    def evaluation_weights(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the model holds the weights that are evaluated."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.swapped_in()
+
+    def schedule_state(self) -> list[dict[str, Any]]:
+        """The learning rate schedules, in plain types."""
+        if not hasattr(self, "param_schedulers"):
+            return []
+        return plain(self.scheduler_state_dict())  # type: ignore[attr-defined]
+
+    def save_tensors(self, folder: str | Path) -> None:
+        """Writes weights, EMA and optimizer into a folder. Every process must call it; the first one writes."""
+        first = self.rank == 0  # type: ignore[attr-defined]
+        folder = Path(folder)
+        weights = self.full_state_dict()
+        averaged = self.evaluated_state_dict() if self.ema is not None else None
+        optimizer = gather_optimizer_state(self.optim_wrapper.optimizer, self.module, keep=first)  # type: ignore[attr-defined]
+        if first:
+            save_safetensors(weights, folder / WEIGHTS_FILE)
+            save_safetensors(optimizer, folder / OPTIMIZER_FILE)
+            if averaged is not None:
+                save_safetensors(averaged, folder / EMA_FILE)
+
+    def load_tensors(self, folder: str | Path, state: Mapping[str, Any]) -> None:
+        """Takes optimizer, EMA and schedules from a checkpoint folder; the weights were loaded before wrapping.
+
+        Args:
+            folder: A whole checkpoint.
+            state: Its `state.json`.
+        """
+        folder = Path(folder)
+        optimizer = self.optim_wrapper.optimizer  # type: ignore[attr-defined]
+        scatter_optimizer_state(optimizer, self.module, load_safetensors(folder / OPTIMIZER_FILE))
+        if self.ema is not None and (folder / EMA_FILE).is_file():
+            self.ema.load(load_safetensors(folder / EMA_FILE), state["ema_steps"])
         if hasattr(self, "param_schedulers"):
-            state["param_schedulers"] = self.scheduler_state_dict()  # type: ignore[attr-defined]
-        return state
+            self.load_scheduler_state_dict(list(state["schedules"]))  # type: ignore[attr-defined]
+            self._apply_schedule()
+        self.guard.skipped = state.get("skipped", 0)
+
+    def _apply_schedule(self) -> None:
+        # A schedule's state holds the values, but the optimizer's groups are what steps use.
+        for scheduler in self.param_schedulers:
+            for group, value in zip(
+                scheduler.optimizer.param_groups, scheduler.get_last_value(), strict=True
+            ):
+                group[scheduler.param_name] = value
 
 
 @STRATEGIES.register_module()
-class SparkSingleDeviceStrategy(_Weights, SingleDeviceStrategy):
+class SparkSingleDeviceStrategy(_Common, SingleDeviceStrategy):
     """One device, no DeepSpeed (`--strategy single`)."""
 
     def __init__(
@@ -77,51 +171,70 @@ class SparkSingleDeviceStrategy(_Weights, SingleDeviceStrategy):
         *,
         init_model: Callable[[nn.Module], object] | None = None,
         precision: str = "fp32",
+        ema_decay: float | None = None,
+        max_skipped: int = 10,
+        clip_grad: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self._init_model, self.precision = init_model, precision
+        self._set_common(init_model, precision, ema_decay, max_skipped)
+        self.guard.clip_grad = clip_grad
         super().__init__(**kwargs)
+
+    def prepare(self, model: nn.Module | dict, **kwargs: Any) -> Any:
+        prepared = super().prepare(model, **kwargs)
+        self._after_prepare()
+        return prepared
 
     @property
     def module(self) -> nn.Module:
-        """The bare model."""
+        """The model itself."""
         return self.model
 
-    def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights and buffers on the CPU, floating point ones in fp32."""
-        return _to_cpu(self.model.state_dict())
+    def _micro_step(self, data: Any, count: int) -> dict[str, torch.Tensor]:
+        data = self.model.data_preprocessor(data, True)
+        with self.autocast():
+            losses = self.model(**data, mode="loss")
+        loss, logs = self.model.parse_losses(losses)
+        (loss / count).backward()
+        return logs
 
-    def save_folder(self, folder: str | Path, extra: dict[str, Any]) -> None:
-        """Writes weights and training state into an existing folder."""
-        save_safetensors(self.full_state_dict(), Path(folder) / WEIGHTS_FILE)
-        state = self.plain_state(extra)
-        state["optimizer"] = self.optim_wrapper.optimizer.state_dict()
-        torch.save(state, Path(folder) / TRAINING_STATE_FILE)
+    def _finish_step(self) -> None:
+        self.optim_wrapper.optimizer.step()
+        self.optim_wrapper.optimizer.zero_grad()
 
 
 @STRATEGIES.register_module()
-class SparkDeepSpeedStrategy(_Weights, DeepSpeedStrategy):
-    """DeepSpeed ZeRO 0 to 3, on GPU and on CPU, in one process without any launcher."""
+class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
+    """DeepSpeed ZeRO 0 to 3, on GPU and on CPU, in one process without any launcher or in many."""
 
     def __init__(
         self,
         *,
         init_model: Callable[[nn.Module], object] | None = None,
         precision: str = "fp32",
+        ema_decay: float | None = None,
+        max_skipped: int = 10,
         **kwargs: Any,
     ) -> None:
-        self._init_model, self.precision = init_model, precision
+        self._set_common(init_model, precision, ema_decay, max_skipped)
         compat.patch_deepspeed_strategy()
         super().__init__(**kwargs)
-        # Plain types: DeepSpeed pickles its config into every checkpoint, and mmengine's would not pass weights_only.
+        # Plain types: what comes from an mmengine config is of types of its own.
         self.config: dict[str, Any] = plain(self.config)
+        if self.zero_stage == 0:
+            self.guard.clip_grad = self.config.pop("gradient_clipping", None)
+        elif self.config.get("gradient_clipping") is None:
+            self.config.pop("gradient_clipping", None)
         if precision == "bf16":
             # Weights and buffers stay fp32; DeepSpeed's own `bf16` section would cast the weights only, and
             # BatchNorm then meets mixed types (https://github.com/deepspeedai/DeepSpeed/pull/8066).
             self.config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if ema_decay is not None and self.zero_stage == 3:
+            # Small parameters that stay gathered would keep their raw values when the averaged ones are swapped in.
+            self.config["zero_optimization"].setdefault("stage3_param_persistence_threshold", 0)
 
     def _setup_env(self, **kwargs: Any) -> None:
-        _start_single_process_group()
+        start_process_group()
         super()._setup_env(**kwargs)
 
     def prepare(self, model: nn.Module | dict, **kwargs: Any) -> Any:
@@ -132,10 +245,13 @@ class SparkDeepSpeedStrategy(_Weights, DeepSpeedStrategy):
         )
         if kwargs.get("optim_wrapper") is None:
             # Stages 1 to 3 partition an optimizer; without one there is nothing to partition.
-            self.config = {
-                key: value for key, value in self.config.items() if key != "gradient_clipping"
-            } | {"zero_optimization": {"stage": 0}}
-        return super().prepare(model, **kwargs)
+            self.config = {k: v for k, v in self.config.items() if k != "gradient_clipping"} | {
+                "zero_optimization": {"stage": 0},
+                "gradient_accumulation_steps": 1,
+            }
+        prepared = super().prepare(model, **kwargs)
+        self._after_prepare()
+        return prepared
 
     @property
     def module(self) -> nn.Module:
@@ -143,70 +259,42 @@ class SparkDeepSpeedStrategy(_Weights, DeepSpeedStrategy):
         return self.model.model.module
 
     @property
-    def zero_stage(self) -> int:
+    def zero_stage(self) -> int:  # type: ignore[override]
         """The ZeRO stage in force."""
         return int(self.config.get("zero_optimization", {}).get("stage", 0))
 
-    def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights and buffers on the CPU, floating point ones in fp32; gathered first under stage 3."""
-        with self._gathered():
-            return _to_cpu(self.module.state_dict())
+    def _micro_step(self, data: Any, count: int) -> dict[str, torch.Tensor]:
+        if count != self.config["gradient_accumulation_steps"]:
+            raise UserError(
+                f"{count} micro batches a step, but DeepSpeed was set up for "
+                f"{self.config['gradient_accumulation_steps']}"
+            )
+        engine = self.model.model
+        data = self.module.data_preprocessor(data, True)
+        losses = engine(**data, mode="loss")
+        loss, logs = self.module.parse_losses(losses)
+        engine.backward(loss)
+        engine.step()
+        return logs
 
-    @contextlib.contextmanager
-    def _gathered(self) -> Iterator[None]:
-        if self.zero_stage < 3:
-            yield
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
-            yield
-
-    def save_folder(self, folder: str | Path, extra: dict[str, Any]) -> None:
-        """Writes the full weights and DeepSpeed's own files into an existing folder."""
-        folder = Path(folder)
-        save_safetensors(self.full_state_dict(), folder / WEIGHTS_FILE)
-        state = self.plain_state(extra)
-        state["optim_wrapper"] = self.optim_state_dict()
-        self.model.save_checkpoint(
-            str(folder.parent), tag=folder.name, client_state=state, save_latest=False
-        )
-        for script in (
-            "zero_to_fp32.py",
-            "zero_to_torch.py",
-        ):  # DeepSpeed's converters: weights are there already
-            (folder.parent / script).unlink(missing_ok=True)
+    def _finish_step(self) -> Any:
+        return None if self.zero_stage == 0 else self.model.model.get_global_grad_norm()
 
 
-def _to_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+@contextlib.contextmanager
+def gathered(module: nn.Module, zero_stage: int) -> Iterator[None]:
+    """The context in which a model's parameters are whole; does nothing below ZeRO stage 3."""
+    if zero_stage < 3:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        yield
+
+
+def _to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         name: (t.detach().float() if t.is_floating_point() else t.detach()).cpu().clone()
         for name, t in state.items()
     }
-
-
-def _start_single_process_group() -> None:
-    """Starts a process group of one, which DeepSpeed needs, without a launcher and without mpi4py."""
-    import deepspeed
-
-    if torch.distributed.is_initialized():
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this version trains in one process; "
-            "start it without a launcher"
-        )
-    compat.skip_deepspeed_cpu_build()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for key, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }.items():
-        os.environ[key] = value
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

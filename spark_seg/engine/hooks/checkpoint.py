@@ -1,6 +1,7 @@
 """Keeps the last and the best checkpoint."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,38 @@ class BestAndLastHook(Hook):
     Args:
         save_best: The metric whose highest value is best.
         interval: Epochs between two `last`; the final epoch is always saved.
+        steps: Steps between two `last` inside an epoch; None for none.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, save_best: str = "mIoU/foreground", interval: int = 1) -> None:
-        self.save_best, self.interval = save_best, interval
+    def __init__(
+        self, save_best: str = "mIoU/foreground", interval: int = 1, steps: int | None = None
+    ) -> None:
+        self.save_best, self.interval, self.steps = save_best, interval, steps
         self.best: float | None = None
 
+    def state(self, runner: Any) -> dict[str, Any]:
+        """What a checkpoint keeps of this hook."""
+        return {"best": self.best}
+
+    def take_up(self, runner: Any, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.best = state["best"]
+
+    def after_train_iter(self, runner: Any, batch_idx: int, **_: Any) -> None:
+        finished = runner.iter + 1  # the loop counts a step only after the hooks
+        last_of_epoch = batch_idx + 1 == len(runner.train_dataloader)
+        if self.steps and finished % self.steps == 0 and not last_of_epoch:
+            meta = {"iter": finished, "in_epoch": batch_idx + 1}
+            runner.save_checkpoint(runner.checkpoint_dir, "last", meta=meta)
+
     def after_train_epoch(self, runner: Any) -> None:
-        finished = runner.epoch + 1  # the loop counts it only after the hooks
+        finished = runner.epoch + 1
         if finished % self.interval == 0 or finished == runner.max_epochs:
-            meta = {"epoch": finished, "best": self.best}
+            # Killed before the validation that follows, a training taken up from here begins with it.
+            due = runner.train_loop.validation_due(finished)
+            meta = {"epoch": finished, "in_epoch": 0, "validate": due}
             runner.save_checkpoint(runner.checkpoint_dir, "last", meta=meta)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
@@ -48,11 +69,12 @@ class BestAndLastHook(Hook):
             return
         self.best = score
         folder = Path(runner.checkpoint_dir)
-        runner.save_checkpoint(folder, "best", meta={"epoch": runner.epoch, "best": score})
-        weights = runner.strategy.full_state_dict()
-        save_safetensors(weights, folder / "best.safetensors")
-        save_pth(weights, folder / "best.pth")
-        record = {"epoch": runner.epoch, "iter": runner.iter, "save_best": self.save_best}
-        record |= {key: float(value) for key, value in metrics.items()}
-        write_bytes(folder / "best.json", json.dumps(record, indent=1).encode())
+        runner.save_checkpoint(folder, "best")
+        weights = runner.strategy.evaluated_state_dict()
+        if runner.rank == 0:
+            save_safetensors(weights, folder / "best.safetensors")
+            save_pth(weights, folder / "best.pth")
+            record = {"epoch": runner.epoch, "iter": runner.iter, "save_best": self.save_best}
+            record |= {key: float(value) for key, value in metrics.items()}
+            write_bytes(folder / "best.json", json.dumps(record, indent=1).encode())
         runner.logger.info(f"best {self.save_best} so far: {score:.4f} at epoch {runner.epoch}")

@@ -1,0 +1,139 @@
+"""The optimizer's state by parameter name, whole, whatever partitioned it.
+
+DeepSpeed's own checkpoints hold flat partitions that fit one ZeRO stage and one number of processes. Here the state is
+gathered parameter by parameter (DeepSpeed's tensor-fragment and ZeRO-3 accessors,
+https://deepspeed.readthedocs.io/en/latest/zero3.html#modifying-partitioned-states) and put back the same way, so that a
+training goes on under another stage or number of processes, bit for bit where nothing else changes: gathering and
+scattering copy fp32 numbers.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+SEPARATOR = "//"
+_STEP = "step"
+
+
+def named_trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that an optimizer sees, in the model's order: the same on every process."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def gather_optimizer_state(optimizer: Any, module: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """Full fp32 state of every trainable parameter, on the CPU. Every process must call it.
+
+    Args:
+        optimizer: torch's optimizer, or DeepSpeed's ZeRO optimizer around one.
+        module: The bare model.
+        keep: Whether this process wants the result; others take part in the gathering and get an empty dict.
+
+    Returns:
+        `<parameter>//<key>` -> tensor of the parameter's shape (`exp_avg` ...), and `step`, the optimizer's step count,
+        where it has one. Empty before the first step.
+    """
+    state: dict[str, torch.Tensor] = {}
+    _link(optimizer)
+    keys = _keys(optimizer)
+    for name, parameter in named_trainable(module):
+        for key in keys:
+            value = _get(optimizer, parameter, key)
+            if keep and value is not None:
+                state[f"{name}{SEPARATOR}{key}"] = value.detach().float().cpu().clone()
+    step = next((s[_STEP] for s in _base(optimizer).state.values() if _STEP in s), None)
+    if keep and step is not None:
+        state[_STEP] = torch.as_tensor(step, dtype=torch.float32).detach().cpu().clone()
+    return state
+
+
+def scatter_optimizer_state(
+    optimizer: Any, module: nn.Module, state: Mapping[str, torch.Tensor]
+) -> None:
+    """Puts back what `gather_optimizer_state` gave, before the first step. Every process must call it with all of it.
+
+    Raises:
+        KeyError: The state lacks a trainable parameter.
+    """
+    keys = sorted({name.split(SEPARATOR)[1] for name in state if SEPARATOR in name})
+    if not keys and _STEP not in state:
+        return
+    _create(optimizer, module, keys, state.get(_STEP))
+    for name, parameter in named_trainable(module):
+        for key in keys:
+            _set(optimizer, parameter, key, state[f"{name}{SEPARATOR}{key}"])
+
+
+def _base(optimizer: Any) -> torch.optim.Optimizer:
+    """torch's optimizer inside DeepSpeed's, or itself."""
+    return optimizer.optimizer if _partitions(optimizer) is not None else optimizer
+
+
+def _partitions(optimizer: Any) -> list[torch.Tensor] | None:
+    """The flat fp32 partitions that a ZeRO optimizer steps; None for a plain optimizer."""
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+        if hasattr(optimizer, name):
+            return list(getattr(optimizer, name))
+    return None
+
+
+def _keys(optimizer: Any) -> list[str]:
+    """The optimizer's state keys that have a parameter's shape."""
+    for parameter, values in _base(optimizer).state.items():
+        return sorted(
+            key
+            for key, value in values.items()
+            if torch.is_tensor(value) and value.shape == parameter.shape and key != _STEP
+        )
+    return []
+
+
+def _get(optimizer: Any, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
+    if _partitions(optimizer) is None:
+        return optimizer.state[parameter].get(key) if parameter in optimizer.state else None
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return safe_get_full_optimizer_state(parameter, key)
+
+
+def _create(
+    optimizer: Any, module: nn.Module, keys: list[str], step: torch.Tensor | None
+) -> None:
+    """Makes the state tensors that the optimizer would make at its first step."""
+    base, partitions = _base(optimizer), _partitions(optimizer)
+    owners = partitions if partitions is not None else [p for _, p in named_trainable(module)]
+    for owner in owners:
+        base.state[owner] = {key: torch.zeros_like(owner) for key in keys}
+        if step is not None:
+            base.state[owner][_STEP] = step.clone()
+    _link(optimizer)
+
+
+def _link(optimizer: Any) -> None:
+    """Lets parameters find their fragments of the optimizer's state under stages 1 and 2.
+
+    DeepSpeed links them once, after the first step of the first parameter group, when the other groups have no state
+    yet; their parameters then never find theirs. Linking again costs nothing.
+    """
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state") and _keys(optimizer):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _set(optimizer: Any, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
+    if _partitions(optimizer) is None:
+        optimizer.state[parameter][key].copy_(value)
+    elif hasattr(parameter, "ds_id"):
+        # DeepSpeed's own setter fails where a parameter does not divide evenly over the processes
+        fragment, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=key
+        )
+        rank = parameter._z3_optimizer._get_param_partition_rank(parameter)
+        first = fragment.numel() * rank
+        mine = value.flatten()[first : first + fragment.numel()]
+        fragment[: mine.numel()].copy_(mine)
+    else:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
