@@ -66,6 +66,7 @@ RECIPE: dict[str, _Check] = {
     "num_workers": _whole(0),
     "pretrained": _or_none(_TEXT),
     "freeze_backbone": _FLAG,
+    "accelerate": _FLAG,
     "precision": _one_of("auto", "fp32", "bf16"),
     "seed": _or_none(_whole(0)),
     "deterministic": _FLAG,

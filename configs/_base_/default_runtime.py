@@ -8,6 +8,7 @@ randomness = dict(seed="$seed", deterministic="$deterministic")
 precision = (
     "auto"  # 'bf16' (autocast, fp32 weights) | 'fp32'; auto: bf16 on GPUs that compute in it
 )
+accelerate = True  # the same function in less time; False: mmsegmentation's own forwards
 
 log_every = 20  # steps
 save_best = "mIoU/foreground"

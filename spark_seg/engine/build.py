@@ -38,6 +38,7 @@ def training_runner(cfg: "Config", strategy: str = "deepspeed") -> SparkRunner:
         pretrained=cfg.get("pretrained"),
         variant=cfg.get("variant"),
         freeze=cfg.get("freeze_backbone", False),
+        fast=cfg.get("accelerate", True),
     )
     _set_strategy(cfg, strategy, init)
     return _build(cfg)
@@ -76,18 +77,36 @@ def prediction_runner(
     # mmengine wants a folder for logs and config; a prediction's results go elsewhere, and its log is the terminal.
     scratch = tempfile.TemporaryDirectory(prefix="spark_seg_")
     cfg.work_dir, cfg.log_level = scratch.name, "WARNING"
-    _set_strategy(cfg, strategy, partial(apply_state_dict, state=weights, path=source))
+    fast = cfg.get("accelerate", True)
+    init = partial(_init_for_prediction, weights=weights, source=source, fast=fast)
+    _set_strategy(cfg, strategy, init)
     runner = _build(cfg, test_evaluator=Evaluator([metric]))
     runner.scratch = scratch  # removed with the runner
     return runner
 
 
 def _init_for_training(
-    model: nn.Module, pretrained: str | None, variant: str, freeze: bool
+    model: nn.Module, pretrained: str | None, variant: str, freeze: bool, fast: bool
 ) -> None:
     load_pretrained(model, pretrained, variant)
     if freeze:
         freeze_backbone(model)
+    if fast:
+        _accelerate(model)
+
+
+def _init_for_prediction(
+    model: nn.Module, weights: "dict[str, torch.Tensor]", source: str | Path, fast: bool
+) -> None:
+    apply_state_dict(model, state=weights, path=source)
+    if fast:
+        _accelerate(model)
+
+
+def _accelerate(model: nn.Module) -> None:
+    from spark_seg.models.fast_segformer import accelerate  # imports mmseg, which needs our shims
+
+    accelerate(model)
 
 
 def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
