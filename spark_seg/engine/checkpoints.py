@@ -5,10 +5,12 @@ needs more is refused unless the caller says that its source is trusted.
 """
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from spark_seg.atomic import replacing, user_errors
+from spark_seg.atomic import replacing, user_errors, write_bytes
 from spark_seg.errors import UserError, UserFileNotFoundError
 
 WEIGHTS_FILE = "weights.safetensors"
+# How torch's file writer says that the disk is full.
+_TORCH_WRITE_ERRORS = ("unexpected pos", "iostream error", "PytorchStreamWriter failed")
 _TRUST_HINT = "if you trust where it comes from, pass --trust-checkpoint"
 
 
@@ -34,8 +38,10 @@ def save_safetensors(state: Mapping[str, torch.Tensor], path: str | Path) -> Non
 
 def save_pth(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Writes a bare state dict with `torch.save`, beside and then renamed."""
-    with replacing(path) as file:
-        torch.save(dict(state), file)
+    # Through memory: torch's own writer turns a full disk into a RuntimeError that says nothing.
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 @contextlib.contextmanager
@@ -43,6 +49,9 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
     """A fresh folder to write into that takes `path`'s place when the block ends without error.
 
     The former content stays whole until the new one is complete.
+
+    Raises:
+        UserError: The disk is full, or the folder cannot be written.
     """
     path = Path(path)
     fresh, old = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.old")
@@ -51,8 +60,13 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         try:
             yield fresh
-        except BaseException:
+        except BaseException as e:
             shutil.rmtree(fresh, ignore_errors=True)
+            if isinstance(e, RuntimeError) and any(text in str(e) for text in _TORCH_WRITE_ERRORS):
+                raise UserError(
+                    f"no room left while writing {path}, as it seems ({_first_line(e)}): free some "
+                    "space and start again"
+                ) from e
             raise
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
@@ -124,16 +138,33 @@ def _load_pickle(path: Path, trust: bool) -> Any:
         raise UserError(f"{path} is no checkpoint: not a file that torch.save wrote")
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is truncated: copy it again")
+    if head.startswith(b"PK"):
+        _check_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as e:
-        if trust:
-            raise UserError(f"{path} is damaged: {_first_line(e)}") from e
-        raise UserError(
-            f"{path} holds more than weights, and unpickling it could run code: {_TRUST_HINT}"
-        ) from e
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except Exception as e:  # what is raised is up to the file's content
+        if isinstance(e, pickle.UnpicklingError) and not trust and not _is_garbage(e):
+            raise UserError(
+                f"{path} holds more than weights, and unpickling it could run code: {_TRUST_HINT}"
+            ) from e
         raise UserError(f"{path} is truncated or damaged ({_first_line(e)}): copy it again") from e
+
+
+def _check_zip(path: Path) -> None:
+    """torch does not look at the checksums: a flipped bit would be a weight like any other."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as e:
+        raise UserError(f"{path} is truncated or damaged ({_first_line(e)}): copy it again") from e
+    if bad is not None:
+        raise UserError(f"{path} is damaged (wrong checksum of {bad}): copy it again")
+
+
+def _is_garbage(error: pickle.UnpicklingError) -> bool:
+    """Whether `weights_only` met bytes that are no instruction at all, rather than one that it forbids."""
+    text = str(error)
+    return "Unsupported operand" in text or "truncated" in text
 
 
 def _first_line(error: BaseException) -> str:
