@@ -66,6 +66,7 @@ RECIPE: dict[str, _Check] = {
     "num_workers": _whole(0),
     "pretrained": _or_none(_TEXT),
     "freeze_backbone": _FLAG,
+    "accelerate": _FLAG,
     "precision": _one_of("auto", "fp32", "bf16"),
     "seed": _or_none(_whole(0)),
     "deterministic": _FLAG,
@@ -84,6 +85,10 @@ RECIPE: dict[str, _Check] = {
     "min_lr": _number(),
     "clip_grad": _or_none(_number(above=0)),
     "zero_stage": _one_of(0, 1, 2, 3),
+    "accumulate": _whole(1),
+    "ema_decay": _or_none(("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1)),
+    "max_skipped": _whole(1),
+    "checkpoint_steps": _or_none(_whole(1)),
     "data_root": _or_none(_TEXT),
     "test_images": _or_none(_TEXT),
     "subset": _ANY,  # the dataset judges these two, which knows the frames

@@ -4,8 +4,10 @@ Files are read with `torch.load(weights_only=True)` or safetensors: nothing in a
 needs more is refused unless the caller says that its source is trusted.
 """
 
+import io
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spark_seg.atomic import replacing
+from spark_seg.atomic import replacing, write_bytes
 from spark_seg.engine.folder import EMA_FILE, WEIGHTS_FILE
 from spark_seg.errors import UserError, UserFileNotFoundError
 
@@ -31,8 +33,11 @@ def save_safetensors(state: Mapping[str, torch.Tensor], path: str | Path) -> Non
 
 def save_pth(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Writes a bare state dict with `torch.save`, beside and then renamed."""
-    with replacing(path) as file:
-        torch.save(dict(state), file)
+    # Through memory: torch's own writer turns a full disk into a RuntimeError that says nothing.
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(path, buffer.getvalue())
+
 
 
 def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Tensor]:
@@ -104,16 +109,33 @@ def _load_pickle(path: Path, trust: bool) -> Any:
         raise UserError(f"{path} is no checkpoint: not a file that torch.save wrote")
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is truncated: copy it again")
+    if head.startswith(b"PK"):
+        _check_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as e:
-        if trust:
-            raise UserError(f"{path} is damaged: {_first_line(e)}") from e
-        raise UserError(
-            f"{path} holds more than weights, and unpickling it could run code: {_TRUST_HINT}"
-        ) from e
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except Exception as e:  # what is raised is up to the file's content
+        if isinstance(e, pickle.UnpicklingError) and not trust and not _is_garbage(e):
+            raise UserError(
+                f"{path} holds more than weights, and unpickling it could run code: {_TRUST_HINT}"
+            ) from e
         raise UserError(f"{path} is truncated or damaged ({_first_line(e)}): copy it again") from e
+
+
+def _check_zip(path: Path) -> None:
+    """torch does not look at the checksums: a flipped bit would be a weight like any other."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as e:
+        raise UserError(f"{path} is truncated or damaged ({_first_line(e)}): copy it again") from e
+    if bad is not None:
+        raise UserError(f"{path} is damaged (wrong checksum of {bad}): copy it again")
+
+
+def _is_garbage(error: pickle.UnpicklingError) -> bool:
+    """Whether `weights_only` met bytes that are no instruction at all, rather than one that it forbids."""
+    text = str(error)
+    return "Unsupported operand" in text or "truncated" in text
 
 
 def _first_line(error: BaseException) -> str:

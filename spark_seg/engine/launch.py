@@ -24,3 +24,13 @@ def start_process_group() -> None:
             os.environ[key] = value
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def first_process(function, *args):
+    """Calls a function on the first process while the others wait; returns its result there and None elsewhere."""
+    result = None
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        result = function(*args)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return result

@@ -20,8 +20,11 @@ from spark_seg.errors import UserError
 from spark_seg.models.predict import labels_from_logits
 
 
-class _Grouped:
-    """A loader whose batches come in groups: the micro batches of one optimizer step. A rest is dropped."""
+class _Grouped(DataLoader):
+    """A loader whose batches come in groups: the micro batches of one optimizer step. A rest is dropped.
+
+    A DataLoader by type alone, because mmengine asks for one; all else is the wrapped loader's.
+    """
 
     def __init__(self, loader: DataLoader, size: int) -> None:
         self.loader, self.size = loader, size
@@ -165,12 +168,13 @@ def _name(sample: Any) -> str:
 
 
 @torch.no_grad()  # not inference_mode: what ZeRO-3 gathers in it could not be trained on afterwards
-def predict(runner: Any, data_batch: Any) -> list:
+def predict(runner: Any, data_batch: Any, observers: Sequence[Any] = ()) -> list:
     """Predicts a batch: the samples with `pred_sem_seg`, uint8 labels [1, H, W] at the picture's own size.
 
     Args:
         runner: The runner that holds model and strategy.
         data_batch: `inputs` and `data_samples` as a loader of mmseg samples yields them.
+        observers: Their `observe_logits(logits [B, C, h, w], samples)` sees what is gone afterwards.
     """
     strategy = runner.strategy
     data = strategy.module.data_preprocessor(data_batch, False)
@@ -179,6 +183,8 @@ def predict(runner: Any, data_batch: Any) -> list:
     )  # DeepSpeed's engine, or the model itself
     with strategy.autocast():
         logits = forward(data["inputs"], data["data_samples"], mode="tensor")
+    for observer in observers:
+        observer.observe_logits(logits, data["data_samples"])
     sizes = [sample.metainfo["ori_shape"][:2] for sample in data["data_samples"]]
     for sample, labels in zip(data["data_samples"], labels_from_logits(logits, sizes), strict=True):
         sample.pred_sem_seg = PixelData(data=labels[None])
@@ -194,7 +200,8 @@ class _PredictLabels:
 
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
         self.runner.call_hook(f"before_{self.stage}_iter", batch_idx=idx, data_batch=data_batch)
-        outputs = predict(self.runner, data_batch)
+        observers = [m for m in self.evaluator.metrics if hasattr(m, "observe_logits")]
+        outputs = predict(self.runner, data_batch, observers)
         self.evaluator.process(data_samples=outputs, data_batch=data_batch)
         self.runner.call_hook(
             f"after_{self.stage}_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs

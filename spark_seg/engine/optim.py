@@ -23,6 +23,10 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     parameters with equal settings share a group. `paramwise_cfg` works as upstream.
     """
 
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        # without any option upstream skips `add_params`, and would decay and optimize everything
+        super().__init__(optim_wrapper_cfg, paramwise_cfg or {"bypass_duplicate": False})
+
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: Any = None
     ) -> None:

@@ -1,11 +1,14 @@
 """A whole training: folder, runner, summary of the model, run."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_seg.atomic import make_folder
 from spark_seg.engine.build import training_runner
+from spark_seg.engine.folder import newest_whole, require_whole
+from spark_seg.engine.launch import first_process, start_process_group
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -13,21 +16,31 @@ if TYPE_CHECKING:
     from spark_seg.engine.runner import SparkRunner
 
 
-def train(cfg: "Config", strategy: str = "deepspeed") -> "SparkRunner":
+def train(
+    cfg: "Config", strategy: str = "deepspeed", resume: bool | str | Path = False
+) -> "SparkRunner":
     """Trains what a config says and leaves the run's folder (`work_dirs/README.md` explains it).
 
     Args:
         cfg: As from `spark_seg.config.load_config`, with `work_dir` set.
         strategy: `deepspeed` or `single`.
+        resume: A checkpoint folder to go on from; True for the newest whole one of the work folder, or the beginning
+            where there is none.
 
     Returns:
         The runner after training.
+
+    Raises:
+        UserError: The checkpoint to go on from is torn, or does not fit.
     """
-    set_aside(cfg.work_dir)
-    model = describe_model(
-        cfg
-    )  # before the runner: building a model draws random numbers, and it sets the seed
-    runner = training_runner(cfg, strategy)
+    if strategy == "deepspeed":
+        start_process_group()
+    source = find_resume(cfg.work_dir, resume)
+    if source is None:
+        first_process(set_aside, cfg.work_dir)
+    # before the runner: building a model draws random numbers, and the runner sets the seed
+    model = describe_model(cfg)
+    runner = training_runner(cfg, strategy, source)
     runner.model_summary = model
     summary = ", ".join(f"{key} {value}" for key, value in model.items())
     runner.logger.info(
@@ -35,10 +48,25 @@ def train(cfg: "Config", strategy: str = "deepspeed") -> "SparkRunner":
     )
     runner.train()
     best = Path(runner.checkpoint_dir) / "best.json"
-    if best.is_file():
-        print(f"best checkpoint: {best.with_name('best.safetensors')}")
-    print(f"curves: {Path(cfg.work_dir) / 'curves.png'}")
+    if runner.rank == 0:
+        if best.is_file():
+            print(f"best checkpoint: {best.with_name('best.safetensors')}")
+        print(f"curves: {Path(cfg.work_dir) / 'curves.png'}")
     return runner
+
+
+def find_resume(work_dir: str, resume: bool | str | Path) -> Path | None:
+    """The checkpoint folder to go on from, or None to begin."""
+    if resume is False or resume is None:
+        return None
+    if resume is not True:
+        return require_whole(resume)
+    found, notes = newest_whole(Path(work_dir) / "checkpoints")
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if found is None:
+        print(f"no checkpoint in {work_dir} yet: beginning")
+    return found
 
 
 def describe_model(cfg: "Config") -> dict[str, str]:

@@ -56,6 +56,10 @@ class ChallengeRule:
             raise UserError(f"empty_union={self.empty_union}: give a value from 0 to 1")
 
 
+BELIEVED = ChallengeRule()
+"""The score as it is believed to be."""
+
+
 def _exact(value: float) -> Fraction:
     """The decimal that was written: 0.55 is 11/20, not its nearest binary neighbour."""
     return Fraction(value).limit_denominator(1_000_000)
@@ -126,7 +130,7 @@ def challenge_scores(
 
 
 def threshold_curve(
-    stack: np.ndarray, levels: Sequence[float], rule: ChallengeRule = ChallengeRule()
+    stack: np.ndarray, levels: Sequence[float], rule: ChallengeRule = BELIEVED
 ) -> dict[str, np.ndarray]:
     """How many images reach an IoU: what the score averages over its thresholds.
 

@@ -52,8 +52,11 @@ class CountOptions:
             raise UserError(f"bins={self.bins}: give a whole number of bins from 1 up")
 
 
+DEFAULT_OPTIONS = CountOptions()
+
+
 def count_frame(
-    pred: np.ndarray, truth: np.ndarray, options: CountOptions = CountOptions()
+    pred: np.ndarray, truth: np.ndarray, options: CountOptions = DEFAULT_OPTIONS
 ) -> dict[str, np.ndarray]:
     """Everything that is counted in one frame's labels.
 
@@ -117,7 +120,7 @@ def _named(histograms: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def count_frame_on_device(
-    pred: "torch.Tensor", truth: "torch.Tensor", options: CountOptions = CountOptions()
+    pred: "torch.Tensor", truth: "torch.Tensor", options: CountOptions = DEFAULT_OPTIONS
 ) -> "torch.Tensor":
     """`count_frame` where the labels are, over the whole frame, as one vector to be fetched.
 
@@ -169,7 +172,7 @@ def _box(craft: "torch.Tensor") -> "torch.Tensor":
 
 
 def from_device(
-    vector: np.ndarray, options: CountOptions = CountOptions()
+    vector: np.ndarray, options: CountOptions = DEFAULT_OPTIONS
 ) -> dict[str, np.ndarray]:
     """Reads what `count_frame_on_device` returned, fetched as int64 [K]: as `count_frame`.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
@@ -16,8 +17,20 @@ from mmseg.registry import METRICS  # noqa: E402
 
 from spark_seg.atomic import make_folder  # noqa: E402
 from spark_seg.errors import UserError  # noqa: E402
-from spark_seg.evaluation.counts import ImageCounts, confusion  # noqa: E402
+from spark_seg.evaluation.boundary import BAND_SHARE, BOUNDARY_PX  # noqa: E402
+from spark_seg.evaluation.calibration import BINS, calibration_counts  # noqa: E402
+from spark_seg.evaluation.challenge import PANEL_SHARE, THRESHOLDS, ChallengeRule  # noqa: E402
+from spark_seg.evaluation.counts import confusion  # noqa: E402
+from spark_seg.evaluation.frame import (  # noqa: E402
+    CountOptions,
+    count_frame,
+    count_frame_on_device,
+    from_device,
+)
+from spark_seg.evaluation.store import ImageCounts  # noqa: E402
 from spark_seg.evaluation.table import metrics_of, table_lines  # noqa: E402
+
+SUMS_FIELD = "calibration_sums"
 
 
 def label_map(sample: dict, field: str) -> np.ndarray:
@@ -29,21 +42,29 @@ def label_map(sample: dict, field: str) -> np.ndarray:
 
 @METRICS.register_module()
 class SparkMetric(BaseMetric):
-    """Confusion counts of every image, and all scores over them (`table.metrics_of`).
+    """Counts of every image, and all scores over them (`table.metrics_of`).
 
-    One int64 [3, 3] per image is kept and nothing else, so memory does not grow with the images'
-    size: 20 000 images take a few megabytes. The result does not depend on the order of the images
-    or on the number of processes.
+    Some 200 integers per image are kept and nothing else, so memory does not grow with the images'
+    size: 20 000 images take 40 MB. The result does not depend on the order of the images or on the
+    number of processes. Labels on a GPU are counted there, and only the counts are fetched.
 
     Args:
-        out: Folder to write `counts.npz` into (`ids`, `satellites`, `confusion` [N, 3, 3]); made if
-            need be. Nothing is written without it.
+        out: Folder to write `counts.npz` into (see `store.ImageCounts`); made if need be. Nothing
+            is written without it.
         table: Whether to log the table when an evaluation ends.
+        details: Whether to count boundaries and boxes; without, confusions alone.
+        calibration: Whether to count calibration where the loop shows logits.
+        thresholds, panel_share, empty_union: The challenge's score; see `challenge.ChallengeRule`.
+        boundary_px, band_share, bins: See `frame.CountOptions`.
         collect_device: Where several processes put their parts together.
         prefix: Set before every key; none by default, so that keys are those of `metrics.json`.
 
     Attributes:
         counts: The `ImageCounts` of the last evaluation (main process), ordered by id; None before.
+        rule, options: As the arguments say.
+
+    Raises:
+        UserError: A parameter that makes no sense.
     """
 
     default_prefix = ""  # None would make mmengine warn that keys have no prefix
@@ -52,13 +73,43 @@ class SparkMetric(BaseMetric):
         self,
         out: str | None = None,
         table: bool = True,
+        details: bool = True,
+        calibration: bool = True,
+        thresholds: Sequence[float] = THRESHOLDS,
+        panel_share: float = PANEL_SHARE,
+        empty_union: float = 0.0,
+        boundary_px: Sequence[int] = BOUNDARY_PX,
+        band_share: float = BAND_SHARE,
+        bins: int = BINS,
         collect_device: str = "cpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.out = out
         self.table = table
+        self.details = details
+        self.calibration = calibration
+        self.rule = ChallengeRule(tuple(thresholds), panel_share, empty_union)
+        self.options = CountOptions(tuple(boundary_px), band_share, bins)
         self.counts: ImageCounts | None = None
+
+    def observe_logits(self, logits: torch.Tensor, data_samples: Sequence[Any]) -> None:
+        """Counts calibration beside the logits and leaves the sums with the samples.
+
+        The evaluation loops call it, before `process`, on every metric that has it.
+
+        Args:
+            logits: [B, C, h, w] at the head's own resolution.
+            data_samples: Samples of mmseg; those with a truth get the field `calibration_sums`.
+        """
+        if not self.calibration:
+            return
+        for image, sample in zip(logits, data_samples, strict=True):
+            if "gt_sem_seg" in sample:
+                truth = sample.gt_sem_seg.data
+                truth = truth.reshape(truth.shape[-2:]).to(image.device)
+                table, nll = calibration_counts(image, truth, self.options.bins)
+                sample.set_field(torch.cat([table.reshape(-1), nll]), SUMS_FIELD)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Counts a batch of predictions at the size of their masks.
@@ -66,30 +117,53 @@ class SparkMetric(BaseMetric):
         Args:
             data_batch: Not used.
             data_samples: Dicts with `pred_sem_seg` and `gt_sem_seg`, each holding `data`
-                [1, H, W] or [H, W] of any integer type; `sample_id` (else `img_path`), `satellite`.
+                [1, H, W] or [H, W] of any integer type; `sample_id` (else `img_path`), `satellite`;
+                perhaps `calibration_sums`.
 
         Raises:
-            UserError: Prediction and truth differ in size, naming the sample.
+            UserError: Prediction and truth differ in size or hold what is no class, naming the
+                sample.
         """
-        for sample in data_samples:
+        started = [(sample, self._on_device(sample)) for sample in data_samples]
+        for sample, waiting in started:
             name = str(sample.get("sample_id") or sample.get("img_path") or "")
             try:
-                counts = confusion(
-                    label_map(sample, "pred_sem_seg"), label_map(sample, "gt_sem_seg")
-                )
+                counts = self._counts(sample, waiting)
             except UserError as error:
                 raise UserError(f"{name or 'a sample'}: {error}") from error
+            sums = sample.get(SUMS_FIELD)
+            if sums is not None:
+                table, nll = np.split(sums.cpu().numpy(), [-3])
+                counts["calibration"], counts["nll"] = table.reshape(3, -1, 3), nll
             self.results.append((name, str(sample.get("satellite") or ""), counts))
+
+    def _on_device(self, sample: dict) -> torch.Tensor | None:
+        """Starts counting where both label maps are on a GPU; None elsewhere."""
+        maps = [sample[field]["data"] for field in ("pred_sem_seg", "gt_sem_seg")]
+        if not self.details or not all(isinstance(m, torch.Tensor) and m.is_cuda for m in maps):
+            return None
+        pred, truth = (m.reshape(m.shape[-2:]) for m in maps)
+        if pred.shape != truth.shape:
+            return None  # told below, with the sample's name
+        return count_frame_on_device(pred, truth, self.options)
+
+    def _counts(self, sample: dict, waiting: torch.Tensor | None) -> dict[str, np.ndarray]:
+        if waiting is not None:
+            return from_device(waiting.cpu().numpy(), self.options)
+        pred, truth = label_map(sample, "pred_sem_seg"), label_map(sample, "gt_sem_seg")
+        if not self.details:
+            return {"confusion": confusion(pred, truth)}
+        return count_frame(pred, truth, self.options)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """All scores of the split as flat keys; called in the main process with all images."""
-        self.counts = ImageCounts.collect(results)
+        self.counts = ImageCounts.collect(results, self.options)
         if self.out is not None:
             self.counts.save(make_folder(self.out) / "counts.npz")
         if self.table:
             print_log(
-                "evaluation\n" + "\n".join(table_lines(self.counts.confusion)),
+                "evaluation\n" + "\n".join(table_lines(self.counts, self.rule)),
                 logger="current",
                 level=logging.INFO,
             )
-        return metrics_of(self.counts.confusion)
+        return metrics_of(self.counts, self.rule)

@@ -1,13 +1,26 @@
 """A whole evaluation: checkpoint, split, table, files."""
 
 import copy
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spark_seg.atomic import make_folder, write_bytes
+from spark_seg.datasets.layout import find_root
+from spark_seg.errors import UserError
+from spark_seg.evaluation.bootstrap import RESAMPLES, intervals
+from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule
+from spark_seg.evaluation.groups import (
+    GROUPINGS,
+    GroupScores,
+    group_lines,
+    group_scores,
+    read_backgrounds,
+)
+from spark_seg.evaluation.store import ImageCounts
 from spark_seg.evaluation.table import metrics_of, table_lines, write_metrics_json
 
 if TYPE_CHECKING:
@@ -22,11 +35,69 @@ class Evaluation:
         metrics: Flat keys and values 0 to 1.
         table: Lines for a terminal.
         confusion: Per-image counts [N, 3, 3], int64, ordered by id.
+        counts: All counts.
+        intervals: 95 % intervals by flat key; empty without resamples.
+        groups: By grouping (`groups.GROUPINGS`) the scores of its groups, where known.
+        rule: The challenge's score.
     """
 
     metrics: dict[str, float]
     table: list[str]
     confusion: np.ndarray
+    counts: ImageCounts
+    intervals: dict[str, tuple[float, float]]
+    groups: dict[str, list[GroupScores]]
+    rule: ChallengeRule
+
+
+def summarize(
+    counts: ImageCounts,
+    rule: ChallengeRule = BELIEVED,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Evaluation:
+    """Everything that counts tell: scores, intervals, groups and the table of all.
+
+    Args:
+        counts: Of a split.
+        rule: The challenge's score.
+        resamples: Of the bootstrap; 0 leaves intervals out.
+        seed: Of its draws.
+    """
+    spans = intervals(counts, rule, resamples, seed)
+    groups = {by: group_scores(counts, by, rule, resamples, seed) for by in GROUPINGS}
+    groups = {by: found for by, found in groups.items() if found}
+    table = table_lines(counts, rule, spans)
+    for found in groups.values():
+        table += ["", *group_lines(found)]
+    metrics = metrics_of(counts, rule)
+    return Evaluation(metrics, table, counts.confusion, counts, spans, groups, rule)
+
+
+def write_results(out: Path, found: Evaluation) -> None:
+    """Writes `metrics.json`, `intervals.json`, `groups.json` and `table.txt` into a folder."""
+    write_metrics_json(out / "metrics.json", found.metrics)
+    write_json(out / "intervals.json", found.intervals)
+    groups = {by: [asdict(one) for one in rows] for by, rows in found.groups.items()}
+    write_json(out / "groups.json", groups)
+    write_bytes(out / "table.txt", ("\n".join(found.table) + "\n").encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON in one step; NaN is an error."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def metric_options(cfg: "Config") -> dict[str, Any]:
+    """The arguments that the config gives its `SparkMetric`, without those of a run.
+
+    Raises:
+        UserError: The config's `val_evaluator` is another metric.
+    """
+    given = dict(cfg.get("val_evaluator") or {"type": "SparkMetric"})
+    if given.pop("type", None) != "SparkMetric":
+        raise UserError("val_evaluator: evaluation needs type='SparkMetric'")
+    return {key: value for key, value in given.items() if key not in ("out", "table", "prefix")}
 
 
 def evaluate(
@@ -37,6 +108,7 @@ def evaluate(
     overlays: int = 0,
     strategy: str = "deepspeed",
     trust: bool = False,
+    resamples: int = RESAMPLES,
 ) -> Evaluation:
     """Scores a checkpoint on a labelled split, at the masks' own resolution.
 
@@ -44,10 +116,12 @@ def evaluate(
         cfg: As from `spark_seg.config.load_config`, with `work_dir` set.
         checkpoint: Any form that `spark_seg.engine.checkpoints.load_state_dict` takes.
         split: `train` or `val`.
-        out: Folder for `metrics.json`, `counts.npz` and `overlays.png`; None writes nothing there.
+        out: Folder for what `write_results` writes, `counts.npz` and `overlays.png`; None writes
+            nothing there.
         overlays: Rows of the overlay sheet, spread evenly over the split.
         strategy: `deepspeed` or `single`.
         trust: Whether the checkpoint may be unpickled without restriction.
+        resamples: Of the bootstrap; 0 leaves intervals out.
 
     Raises:
         UserError: Checkpoint or data do not fit; see there.
@@ -60,9 +134,10 @@ def evaluate(
     cfg = copy.deepcopy(cfg)
     dataloader = copy.deepcopy(cfg.val_dataloader)
     dataloader.dataset.split = split
+    backgrounds = read_backgrounds(find_root(dataloader.dataset.get("data_root")))
     if out is not None:
         out = make_folder(out)
-    metric = SparkMetric(out=str(out) if out is not None else None, table=False)
+    metric = SparkMetric(table=False, **metric_options(cfg))
     runner = prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy)
     if out is not None and overlays:
         from spark_seg.evaluation.overlays import OverlaySheetHook
@@ -70,9 +145,9 @@ def evaluate(
         runner.register_hook(OverlaySheetHook(out / "overlays.png", overlays))
     runner.test()
     assert metric.counts is not None
-    counts = metric.counts.confusion
-    metrics, table = metrics_of(counts), table_lines(counts)
+    counts = metric.counts.with_backgrounds(backgrounds)
+    found = summarize(counts, metric.rule, resamples)
     if out is not None:
-        write_metrics_json(out / "metrics.json", metrics)
-        write_bytes(out / "table.txt", ("\n".join(table) + "\n").encode())
-    return Evaluation(metrics, table, counts)
+        counts.save(out / "counts.npz")
+        write_results(out, found)
+    return found

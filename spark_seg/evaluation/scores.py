@@ -111,8 +111,9 @@ def counts_where(confusions: np.ndarray) -> dict[str, np.ndarray]:
     where any of them does; pixel accuracy where any pixel does.
     """
     seen = present(confusions)
-    anything, foreground = seen.any(-1), seen[..., FOREGROUND].any(-1)
-    result = {"mIoU": anything, "mDice": anything, "aAcc": anything}
+    anything = np.asarray(seen.any(-1))
+    foreground = np.asarray(seen[..., FOREGROUND].any(-1))
+    result: dict[str, np.ndarray] = dict.fromkeys(("mIoU", "mDice", "aAcc"), anything)
     result |= {"mIoU/foreground": foreground, "mDice/foreground": foreground}
     for kind in ("IoU", "Dice", "Precision", "Recall"):
         for index, name in enumerate(CLASSES):

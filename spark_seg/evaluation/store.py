@@ -12,7 +12,7 @@ import numpy as np
 from spark_seg.atomic import write_bytes
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.evaluation.counts import CLASS_COUNT
-from spark_seg.evaluation.frame import CountOptions, shapes, stacked
+from spark_seg.evaluation.frame import DEFAULT_OPTIONS, CountOptions, shapes, stacked
 
 _TEXTS = ("ids", "satellites", "backgrounds")
 _PLURAL = {"size": "sizes"}
@@ -53,7 +53,7 @@ class ImageCounts:
     boundary_overlap: np.ndarray = None  # type: ignore[assignment]
     calibration: np.ndarray = None  # type: ignore[assignment]
     nll: np.ndarray = None  # type: ignore[assignment]
-    options: CountOptions = CountOptions()
+    options: CountOptions = DEFAULT_OPTIONS
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -66,7 +66,7 @@ class ImageCounts:
             object.__setattr__(self, "backgrounds", np.full(count, "", np.str_))
 
     @classmethod
-    def collect(cls, rows: Iterable[Row], options: CountOptions = CountOptions()) -> "ImageCounts":
+    def collect(cls, rows: Iterable[Row], options: CountOptions = DEFAULT_OPTIONS) -> "ImageCounts":
         """Puts rows together, ordered by id whatever the order given.
 
         Args:

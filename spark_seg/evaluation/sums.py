@@ -12,7 +12,7 @@ import numpy as np
 from spark_seg.evaluation.boundary import PARTS
 from spark_seg.evaluation.boxes import box_overlap
 from spark_seg.evaluation.calibration import REGIONS, UNIT, expected_error
-from spark_seg.evaluation.challenge import ChallengeRule, panel_counts, part_credit
+from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule, panel_counts, part_credit
 from spark_seg.evaluation.frame import CountOptions
 from spark_seg.evaluation.scores import counts_where, ratio, score_arrays
 from spark_seg.evaluation.store import ImageCounts
@@ -66,7 +66,7 @@ def boundary_counted(
     return result
 
 
-def image_values(counts: ImageCounts, rule: ChallengeRule = ChallengeRule()) -> Values:
+def image_values(counts: ImageCounts, rule: ChallengeRule = BELIEVED) -> Values:
     """Every score of every single image.
 
     Args:
@@ -125,7 +125,7 @@ class Sums:
         rule: The challenge's score.
     """
 
-    def __init__(self, counts: ImageCounts, rule: ChallengeRule = ChallengeRule()) -> None:
+    def __init__(self, counts: ImageCounts, rule: ChallengeRule = BELIEVED) -> None:
         self.options = counts.options
         names = [*_POOLED]
         names += _BOUNDARY if counts.detailed else ()
@@ -173,7 +173,8 @@ class Sums:
         result["spark/score"] = 0.5 * body + 0.5 * panel
         result["spark/body"], result["spark/panel"] = body, panel
         if "boundary_pixels" in totals:
-            result |= boundary_scores(*(totals[name] for name in _BOUNDARY), self.options)
+            pixels, matched, overlap = (totals[name] for name in _BOUNDARY)
+            result |= boundary_scores(pixels, matched, overlap, self.options)
             result["box_IoU"] = means.pop("box_IoU")
         if "calibration" in totals:
             result |= calibration_scores(totals["calibration"], totals["nll"])

@@ -7,18 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from spark_seg.atomic import write_bytes
-from spark_seg.evaluation.challenge import ChallengeRule, panel_counts
+from spark_seg.evaluation.boundary import PARTS
+from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule, panel_counts
 from spark_seg.evaluation.counts import CLASS_COUNT, pooled
 from spark_seg.evaluation.store import ImageCounts
 from spark_seg.evaluation.sums import Sums
 from spark_seg.labels import CLASSES
 
-_COLUMNS = ("IoU", "Dice", "Precision", "Recall")
-_HINTS = {
-    "mIoU": "mean of the classes, background included",
-    "mIoU/foreground": "mean of body and panel; the best checkpoint has the highest",
-    "aAcc": "share of pixels that are right",
-}
+_COLUMNS = ("IoU", "Dice", "Precision", "Recall", "per_image/IoU", "per_image/Dice")
 
 
 def as_counts(counts: ImageCounts | np.ndarray) -> ImageCounts:
@@ -31,7 +27,7 @@ def as_counts(counts: ImageCounts | np.ndarray) -> ImageCounts:
 
 
 def metrics_of(
-    counts: ImageCounts | np.ndarray, rule: ChallengeRule = ChallengeRule()
+    counts: ImageCounts | np.ndarray, rule: ChallengeRule = BELIEVED
 ) -> dict[str, float]:
     """Every number of evaluation under flat keys, never a NaN.
 
@@ -52,52 +48,94 @@ def metrics_of(
     return found | {"images": len(counts)}
 
 
-def table_lines(stack: np.ndarray) -> list[str]:
+def table_lines(
+    counts: ImageCounts | np.ndarray,
+    rule: ChallengeRule = BELIEVED,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> list[str]:
     """The table of a split as lines of text, in percent with two decimals.
 
     Args:
-        stack: Per-image counts [N, 3, 3].
+        counts: Of a split, or bare confusions [N, 3, 3].
+        rule: The challenge's score.
+        intervals: As `bootstrap.intervals` returns them, to be shown beside the means.
 
     Returns:
-        Plain lines without colours: the classes, the means, the challenge's score. `-` stands
-        where a number is not defined: a class without a true or predicted pixel, precision of a
-        class never predicted, recall of a class not in the truth.
+        Plain lines without colours: the classes, the boundaries, the means, the challenge's score.
+        `-` stands where a number is not defined: a class without a true or predicted pixel,
+        precision of a class never predicted, recall of a class not in the truth.
     """
-    stack = np.asarray(stack, np.int64).reshape(-1, CLASS_COUNT, CLASS_COUNT)
-    metrics, total = metrics_of(stack), pooled(stack)
+    counts = as_counts(counts)
+    metrics, total = metrics_of(counts, rule), pooled(counts.confusion)
     true, predicted = total.sum(1), total.sum(0)
     rows = []
     for index, name in enumerate(CLASSES):
         either = bool(true[index] + predicted[index])
-        defined = (either, either, bool(predicted[index]), bool(true[index]))
+        defined = (either, either, bool(predicted[index]), bool(true[index]), either, either)
         rows.append(
             [name]
             + [
-                _percent(metrics[f"{kind}/{name}"]) if known else "-"
+                percent(metrics[f"{kind}/{name}"]) if known else "-"
                 for kind, known in zip(_COLUMNS, defined, strict=True)
             ]
         )
-    lines = _grid([["class", *_COLUMNS], *rows])
-    lines.append("")
-    for key, hint in _HINTS.items():
-        lines.append(f"{key:<16}{_percent(metrics[key]):>7}   {hint}")
-    panels = metrics["spark/panel_images"]
-    parts = f"body {_percent(metrics['spark/body'])}, panel {_percent(metrics['spark/panel'])}"
-    told = f"panel counts in {panels} images" if panels else "the panel counts in no image"
+    heads = [key.replace("per_image/", "image ") for key in _COLUMNS]
+    lines = [*grid([["class", *heads], *rows]), ""]
+    if counts.detailed:
+        lines += [*_boundaries(counts, metrics), ""]
+    told = _hints(metrics)
+    for key, hint in told.items():
+        if key in metrics:
+            low_high = (intervals or {}).get(key)
+            span = f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else ""
+            value = metrics[key] if key.startswith("NLL") else 100 * metrics[key]
+            if key.startswith("NLL") and low_high:
+                span = f"{low_high[0]:.4f} to {low_high[1]:.4f}"
+            shown = f"{value:.4f}" if key.startswith("NLL") else f"{value:.2f}"
+            middle = f"{span:>17}   " if intervals else ""
+            lines.append(f"{key:<26}{shown:>7}   {middle}{hint}")
     lines.append(
-        f"{'spark/score':<16}{_percent(metrics['spark/score']):>7}   as believed: {parts} ({told})"
-    )
-    lines.append(
-        f"{'images':<16}{len(stack):>7}   {int(total.sum())} pixels counted; all scores in percent"
+        f"{'images':<26}{len(counts):>7}   {int(total.sum())} pixels counted; scores in percent"
+        + (", intervals of 95 %" if intervals else "")
     )
     return lines
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
+def _hints(metrics: Mapping[str, float]) -> dict[str, str]:
+    panels = int(metrics["spark/panel_images"])
+    told = f"panel counts in {panels} images" if panels else "the panel counts in no image"
+    return {
+        "mIoU": "pooled; mean of the classes, background included",
+        "mIoU/foreground": "pooled; mean of body and panel",
+        "per_image/mIoU/foreground": "mean over images",
+        "aAcc": "share of pixels that are right",
+        "box_IoU": "boxes of the craft, mean over images",
+        "ECE": "calibration error over all pixels",
+        "ECE/foreground": "over pixels that are body or panel",
+        "NLL": "nats per pixel",
+        "spark/body": "as believed: mean over images of the thresholds reached",
+        "spark/panel": f"likewise; {told}",
+        "spark/score": "half body, half panel; the best checkpoint has the highest",
+    }
 
 
-def _grid(rows: list[list[str]]) -> list[str]:
+def _boundaries(counts: ImageCounts, metrics: Mapping[str, float]) -> list[str]:
+    kinds = {f"boundary_F{radius}px": f"F {radius} px" for radius in counts.options.boundary_px}
+    kinds = {"boundary_IoU": "IoU", **kinds}
+    there = counts.boundary_overlap[..., 1].sum(0) > 0
+    rows = [["boundary", *kinds.values()]]
+    for name, known in zip(PARTS, there, strict=True):
+        cells = (percent(metrics[f"{kind}/{name}"]) if known else "-" for kind in kinds)
+        rows.append([name, *cells])
+    return grid(rows)
+
+
+def percent(value: float) -> str:
+    """0.12345 -> `12.35`; no negative zero."""
+    return f"{100 * value:.2f}".replace("-0.00", "0.00")
+
+
+def grid(rows: list[list[str]]) -> list[str]:
     """Rows as aligned text, the first one underlined; names to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

@@ -15,9 +15,9 @@ STACK = np.array([[[80, 5, 0], [2, 6, 2], [0, 1, 4]], [[90, 0, 0], [1, 8, 0], [0
 def test_numbers_in_percent_with_two_decimals():
     metrics, lines = metrics_of(STACK), table_lines(STACK)
     cells = {line.split()[0]: line.split()[1:] for line in lines if line}
-    assert cells["class"] == ["IoU", "Dice", "Precision", "Recall"]
+    assert cells["class"] == "IoU Dice Precision Recall image IoU image Dice".split()
     for name in ("background", "body", "panel"):
-        kinds = ("IoU", "Dice", "Precision", "Recall")
+        kinds = ("IoU", "Dice", "Precision", "Recall", "per_image/IoU", "per_image/Dice")
         assert cells[name] == [f"{100 * metrics[f'{kind}/{name}']:.2f}" for kind in kinds]
     for key in ("mIoU", "mIoU/foreground", "aAcc", "spark/score"):
         assert cells[key][0] == f"{100 * metrics[key]:.2f}"
@@ -35,11 +35,11 @@ def test_aligned_plain_text():
 
 def test_a_dash_where_a_number_is_not_defined():
     lines = table_lines(np.diag([100, 50, 0])[None])
-    assert next(line for line in lines if line.startswith("panel")).split()[1:] == ["-"] * 4
+    assert next(line for line in lines if line.startswith("panel")).split()[1:] == ["-"] * 6
     assert "the panel counts in no image" in "\n".join(lines)
     missed = table_lines(np.array([[[9, 0, 0], [0, 9, 0], [3, 0, 0]]]))
     row = next(line for line in missed if line.startswith("panel")).split()[1:]
-    assert row == ["0.00", "0.00", "-", "0.00"]
+    assert row == ["0.00", "0.00", "-", "0.00", "0.00", "0.00"]
 
 
 def test_no_image_is_a_table_too():

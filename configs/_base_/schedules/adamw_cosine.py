@@ -24,5 +24,10 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type="SparkTrainLoop", max_epochs="$epochs", val_interval="$val_every")
+train_cfg = dict(
+    type="SparkTrainLoop",
+    max_epochs="$epochs",
+    val_interval="$val_every",
+    accumulate="$accumulate",
+)
 val_cfg = dict(type="SparkValLoop")

@@ -1,6 +1,9 @@
 # DeepSpeed with ZeRO: 0 replicates everything, 1 partitions the optimizer, 2 the gradients too, 3 the weights too.
 zero_stage = 1
 clip_grad = 1.0  # largest gradient norm
+accumulate = 1  # micro batches in an optimizer step; epochs and schedules count optimizer steps
+ema_decay = None  # 0.999: validate, choose and export an average of the weights
+max_skipped = 10  # training stops after so many steps in a row whose gradient is not finite
 
 strategy = dict(
     type="SparkDeepSpeedStrategy",
@@ -11,4 +14,7 @@ strategy = dict(
         allgather_bucket_size=500000000,
     ),
     gradient_clipping="$clip_grad",
+    gradient_accumulation_steps="$accumulate",
+    ema_decay="$ema_decay",
+    max_skipped="$max_skipped",
 )

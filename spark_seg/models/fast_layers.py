@@ -1,0 +1,182 @@
+"""Layers that compute what mmseg's compute, on tensors with channels last.
+
+Each class takes the place of an existing module's stock class (`fast_segformer.accelerate`): parameters, buffers and
+state-dict keys are the module's own. A parameter is only ever read in the forward of the module that owns it, so that
+whatever hooks into modules (ZeRO-3, which gathers parameters that way, first of all) sees every use.
+
+Shapes: B images, C input and O output channels, H and W of a feature map, L = H * W tokens, K keys, D channels of an
+attention head. An NCHW map here is nearly always a view of a contiguous [B, H, W, C]: permuting it then costs nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.wrappers import Conv2d
+from mmseg.models.utils import resize
+from torch import Tensor, nn
+
+Affine = tuple[Tensor, Tensor]  # scale [O] and shift [O]
+
+
+def to_nhwc(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H, W, C], a view."""
+    return x.permute(0, 2, 3, 1)
+
+
+def to_nchw(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W], a view."""
+    return x.permute(0, 3, 1, 2)
+
+
+def nlc_to_nchw(x: Tensor, hw: Sequence[int]) -> Tensor:
+    """[B, L, C] -> [B, C, H, W], a view."""
+    return to_nchw(x.unflatten(1, (hw[0], hw[1])))
+
+
+def nchw_to_nlc(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, L, C], contiguous; a view where `x` has its channels last."""
+    return to_nhwc(x).flatten(1, 2).contiguous()
+
+
+class PointwiseConv2d(Conv2d):
+    """A 1x1 convolution as the linear map that it is."""
+
+    def forward(
+        self, x: Tensor, gain: Tensor | None = None, affine: Affine | None = None
+    ) -> Tensor:
+        """Tokens [B, L, C] -> [B, L, O], or a map [B, C, H, W] -> [B, O, H, W] with channels last.
+
+        Args:
+            x: Tokens or a map.
+            gain: [B, C], factors of each image's input channels, applied to the weights instead.
+            affine: Scale and shift [O] of the output, applied to weights and bias instead.
+        """
+        tokens = x if x.dim() == 3 else to_nhwc(x)
+        weight, bias = self.matrix(affine)
+        if gain is None:
+            out = F.linear(tokens, weight, bias)
+        else:
+            each = gain[:, :, None] * weight.t()  # [B, C, O]
+            flat = tokens.flatten(1, -2)
+            out = flat @ each if bias is None else torch.baddbmm(bias, flat, each)
+            out = out.unflatten(1, tokens.shape[1:-1])
+        return out if x.dim() == 3 else to_nchw(out)
+
+    def matrix(self, affine: Affine | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight [O, C] and bias [O], followed by `affine`."""
+        weight = self.weight.flatten(1)
+        if affine is None:
+            return weight, self.bias
+        scale, shift = affine
+        bias = shift if self.bias is None else shift + scale * self.bias
+        return (scale[:, None] * weight).to(weight.dtype), bias.to(weight.dtype)
+
+
+class SumConv2d(PointwiseConv2d):
+    """A 1x1 convolution of maps that are resized and concatenated.
+
+    Resizing maps each channel alone and is linear, so it commutes with the convolution:
+    conv(cat(resize(x_i))) = sum of resize(conv_i(x_i)). The products are then as small as each map,
+    and the concatenation is never made.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        maps: Sequence[Tensor],
+        size: Sequence[int],
+        mode: str,
+        align_corners: bool | None,
+        affine: Affine | None = None,
+    ) -> Tensor:
+        """Maps [B, C_i, H_i, W_i], one of them of `size` (H, W), -> [B, O, H, W] with channels last."""
+        weight, bias = self.matrix(affine)
+        parts = weight.split([x.shape[1] for x in maps], dim=1)
+        total = None
+        for x, part in zip(maps, parts, strict=True):
+            # The bias once, with the first map: resizing leaves a constant as it is.
+            out = to_nchw(F.linear(to_nhwc(x), part, bias if total is None else None))
+            if x.shape[2:] != size:
+                out = resize(out, size=size, mode=mode, align_corners=align_corners)
+            total = out if total is None else total.add_(out)
+        assert total is not None
+        return total
+
+
+class FastSelfAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` by `scaled_dot_product_attention`.
+
+    The weights [B, heads, L, K], which stock averages over the heads for nobody, need not exist.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, *args: object, **kwargs: object) -> Tensor:  # type: ignore[override]
+        """Queries [B, L, C] and what gives both keys and values [B, K, C] -> [B, L, C].
+
+        With any further argument it is the stock forward: tokens first, images second.
+        """
+        if args or kwargs:
+            return super().forward(query, key, *args, **kwargs)  # type: ignore[arg-type,return-value]
+        heads = (self.num_heads, self.head_dim)
+        weight, bias, channels = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        if query is key:
+            qkv = F.linear(query, weight, bias).unflatten(-1, (3, *heads))
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, L or K, D] each
+        else:
+            w_q, w_kv = weight.split((channels, 2 * channels))
+            b_q, b_kv = (None, None) if bias is None else bias.split((channels, 2 * channels))
+            q = F.linear(query, w_q, b_q).unflatten(-1, heads).transpose(1, 2)
+            kv = F.linear(key, w_kv, b_kv).unflatten(-1, (2, *heads))
+            k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class FastConvModule(ConvModule):
+    """1x1 convolution, norm and activation of a map, channels last throughout."""
+
+    def forward(self, x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
+        """[B, C, H, W] -> [B, O, H, W]."""
+        norm = norm and self.with_norm
+        affine = norm_as_affine(self.norm) if norm else None
+        return self.finish(self.conv(x, affine=affine), activate, norm and affine is None)
+
+    def finish(self, out: Tensor, activate: bool, norm: bool) -> Tensor:
+        """What follows the convolution."""
+        if norm:
+            out = self.norm(out)
+        return self.activate(out) if activate and self.with_activation else out
+
+
+class FastFusionModule(FastConvModule):
+    """The same after several maps are resized and concatenated; see `SumConv2d`."""
+
+    def forward(  # type: ignore[override]
+        self, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool | None
+    ) -> Tensor:
+        """Maps [B, C_i, H_i, W_i] -> [B, O, H, W] with `size` (H, W)."""
+        affine = norm_as_affine(self.norm) if self.with_norm else None
+        out = self.conv(maps, size, mode, align_corners, affine)
+        return self.finish(out, True, self.with_norm and affine is None)
+
+
+def norm_as_affine(norm: Any) -> Affine | None:
+    """What a BatchNorm in eval mode does, scale [O] and shift [O], to be folded into the layer before it.
+
+    Computed anew in every forward (O numbers), so that it can never be older than the weights.
+
+    Returns:
+        None in train mode, and where a hook waits for the norm itself to be called.
+    """
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return None
+    if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks:
+        return None
+    precise = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = (norm.running_var.to(precise) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias

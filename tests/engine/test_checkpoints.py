@@ -1,0 +1,433 @@
+"""Weights of every form load and are the same; what cannot be trusted or does not fit is refused in one line."""
+
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spark_seg.engine.checkpoints import (
+    WEIGHTS_FILE,
+    apply_state_dict,
+    load_state_dict,
+    replaced_folder,
+    save_pth,
+    save_safetensors,
+    variant_of,
+)
+from spark_seg.errors import UserError, UserFileNotFoundError
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def state() -> State:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "backbone.weight": torch.randn(4, 3, generator=generator),
+        "backbone.bias": torch.randn(4, generator=generator),
+        "bn.running_mean": torch.randn(4, generator=generator),
+        "bn.num_batches_tracked": torch.tensor(7),
+        "transposed": torch.randn(5, 6, generator=generator).T,
+    }
+
+
+def same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def refused(path: Path, trust: bool = False) -> str:
+    """The one line with which a checkpoint is refused; it names the file."""
+    with pytest.raises(UserError) as e:
+        load_state_dict(path, trust)
+    assert "\n" not in str(e.value)
+    assert str(path) in str(e.value)
+    return str(e.value)
+
+
+FORMS: dict[str, Callable[[State], Any]] = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "meta": {"epoch": 3}},
+    "module": lambda s: {"module": s, "lr": 0.1},
+    "ddp": lambda s: {f"module.{k}": v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_torch_files_of_every_form(form: str, legacy: bool, state: State, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(FORMS[form](state), path, _use_new_zipfile_serialization=not legacy)
+    assert same(load_state_dict(path), state)
+
+
+def test_what_we_save_loads(state: State, tmp_path: Path) -> None:
+    save_safetensors(state, tmp_path / "w.safetensors")
+    save_pth(state, tmp_path / "w.pth")
+    assert same(load_state_dict(tmp_path / "w.safetensors"), state)
+    assert same(load_state_dict(tmp_path / "w.pth"), state)
+    assert same(torch.load(tmp_path / "w.pth", weights_only=True), state)
+    assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "w.pth"}
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints/best"])
+def test_folders_with_plain_weights(inside: str, state: State, tmp_path: Path) -> None:
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    save_safetensors(state, tmp_path / inside / WEIGHTS_FILE)
+    assert same(load_state_dict(tmp_path), state)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"epoch,loss\n1,0.5\n", "not a file that torch.save wrote"),
+        (b"PK\x03\x04" + b"x" * 500, "truncated"),
+        (b"\x80\x02garbage that is no pickle", "damaged"),
+        (b"\x80", "damaged"),
+    ],
+)
+def test_files_that_are_no_checkpoint(content: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    assert says in refused(path)
+    assert "--trust" not in refused(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.999])
+def test_truncated_file(share: float, legacy: bool, state: State, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    state["large"] = torch.zeros(10_000)
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    told = refused(path)
+    assert "truncated" in told
+    assert "--trust" not in told, "trusting it would not help"
+    assert "truncated" in refused(path, trust=True)
+
+
+def test_flipped_bits_in_a_torch_file(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    state["large"] = torch.arange(10_000, dtype=torch.float32)
+    torch.save(state, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+    assert "damaged" in refused(path)
+
+
+def test_a_zip_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "submission.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("test_00000_layer.npz", b"x")
+    assert "damaged" in refused(path)
+
+
+@pytest.mark.parametrize("cut", [4, 60, -10])
+def test_damaged_safetensors(cut: int, state: State, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_safetensors(state, path)
+    path.write_bytes(path.read_bytes()[:cut])
+    assert "no whole safetensors file" in refused(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"text, not tensors"])
+def test_no_safetensors_at_all(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    assert "no whole safetensors file" in refused(path)
+
+
+class Bomb:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.trace), "w"))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickle_that_would_run_code_does_not(legacy: bool, state: State, tmp_path: Path) -> None:
+    path, trace = tmp_path / "model.pth", tmp_path / "it-ran"
+    torch.save(
+        {"state_dict": state, "x": Bomb(trace)}, path, _use_new_zipfile_serialization=not legacy
+    )
+    assert "could run code" in refused(path)
+    assert "--trust-checkpoint" in refused(path)
+    assert not trace.exists()
+    assert same(load_state_dict(path, trust=True), state)
+    assert trace.exists(), "the bomb is real: trusting it set it off"
+
+
+def test_bare_pickle_that_would_run_code_does_not(tmp_path: Path) -> None:
+    path, trace = tmp_path / "model.pth", tmp_path / "it-ran"
+    path.write_bytes(pickle.dumps(Bomb(trace)))
+    refused(path)
+    assert not trace.exists()
+
+
+def test_mmengines_own_checkpoints_need_trust(state: State, tmp_path: Path) -> None:
+    from mmengine.logging import HistoryBuffer
+
+    path = tmp_path / "epoch_1.pth"
+    history = HistoryBuffer([1.0], [1])
+    torch.save({"state_dict": state, "message_hub": {"log_scalars": {"loss": history}}}, path)
+    assert "--trust-checkpoint" in refused(path)
+    assert same(load_state_dict(path, trust=True), state)
+
+
+def test_trusted_file_that_needs_a_missing_class(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(
+        b"\x80\x02cnot_a_module_here\nThing\n)R."  # a pickle that names a class of a package not installed
+    )
+    assert "--trust-checkpoint" in refused(path)
+    assert "damaged" in refused(path, trust=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [1, 2], {"epoch": 3}, {"state_dict": {"a": 1}}, torch.zeros(3), {"state_dict": {}}],
+)
+def test_files_without_weights(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(content, path)
+    assert "holds no weights" in refused(path)
+
+
+def test_missing_file_and_folder_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserFileNotFoundError, match="no checkpoint"):
+        load_state_dict(tmp_path / "nowhere.pth")
+    with pytest.raises(UserFileNotFoundError, match="holds no weights"):
+        load_state_dict(tmp_path)
+
+
+# -- into a model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def build() -> Callable[..., nn.Module]:
+    from mmseg.registry import MODELS
+
+    from spark_seg.config import load_config
+
+    def model(variant: str = "b0", num_classes: int = 3) -> nn.Module:
+        cfg = load_config(f"segformer_{variant}_spark.py", {"num_classes": num_classes})
+        return MODELS.build(cfg.model)
+
+    return model
+
+
+def test_every_variant_is_recognised() -> None:
+    from mmseg.registry import MODELS
+
+    from spark_seg.config import load_config
+
+    for variant in ("b0", "b1", "b2", "b3", "b4", "b5"):
+        model = MODELS.build(load_config(f"segformer_{variant}_spark.py").model)
+        assert variant_of(model.state_dict()) == variant
+    assert variant_of({"conv.weight": torch.zeros(1)}) is None
+
+
+def mismatch(model: nn.Module, state: State) -> str:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(UserError) as e:
+        apply_state_dict(model, state, "x.pth")
+    assert same(before, dict(model.state_dict())), "all or nothing"
+    assert "\n" not in str(e.value)
+    assert "x.pth" in str(e.value)
+    return str(e.value)
+
+
+def test_weights_of_another_variant(build: Callable[..., nn.Module]) -> None:
+    told = mismatch(build("b0"), build("b1").state_dict())
+    assert "is a SegFormer b1, the config builds b0" in told
+    assert "segformer_b1_spark.py" in told
+
+
+def test_weights_of_another_class_count(build: Callable[..., nn.Module]) -> None:
+    told = mismatch(build("b0", 3), build("b0", 5).state_dict())
+    assert "5 classes, the config has 3" in told
+
+
+def test_weights_that_lack_or_add_something(build: Callable[..., nn.Module]) -> None:
+    model = build("b0")
+    state = dict(model.state_dict())
+    some = {k: v for k, v in state.items() if k != "decode_head.conv_seg.bias"}
+    assert "1 missing weights, first decode_head.conv_seg.bias" in mismatch(model, some)
+    assert "1 unknown weights, first extra" in mismatch(model, {**state, "extra": torch.zeros(1)})
+    key = "backbone.layers.0.1.0.norm1.weight"
+    assert f"1 misshapen weights, first {key}" in mismatch(model, {**state, key: torch.zeros(9)})
+    assert "missing" in mismatch(model, {"other": torch.zeros(1)})
+
+
+def test_weights_that_fit_are_all_copied(build: Callable[..., nn.Module]) -> None:
+    one, other = build("b0"), build("b0")
+    with torch.no_grad():
+        for p in one.parameters():
+            p.add_(torch.randn_like(p))
+    apply_state_dict(other, one.state_dict(), "x.pth")
+    assert same(dict(one.state_dict()), dict(other.state_dict()))
+
+
+# -- whole or not at all --------------------------------------------------------------------------------------------
+
+
+def test_replaced_folder_takes_the_place(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    for text in ("one", "two"):
+        with replaced_folder(folder) as fresh:
+            (fresh / "state").write_text(text)
+            assert not (folder / "state").exists() or (folder / "state").read_text() == "one"
+        assert (folder / "state").read_text() == text
+    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+def fail_half_way(folder: Path, error: type[BaseException]) -> None:
+    with replaced_folder(folder) as fresh:
+        (fresh / "state").write_text("half")
+        raise error
+
+
+def test_error_half_way_keeps_the_old_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    with replaced_folder(folder) as fresh:
+        (fresh / "state").write_text("old")
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error):
+            fail_half_way(folder, error)
+    assert (folder / "state").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+def test_leftovers_of_a_killed_save_are_cleared(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    for leftover in ("last.tmp", "last.old"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "junk").write_text("")
+    with replaced_folder(folder) as fresh:
+        (fresh / "state").write_text("new")
+    assert [p.name for p in folder.iterdir()] == ["state"]
+    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+def test_kill_between_the_two_renames_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever moment the process dies at, one whole folder is there under the name or beside it as `.old`."""
+    import os
+
+    folder = tmp_path / "last"
+    with replaced_folder(folder) as fresh:
+        (fresh / "state").write_text("old")
+    real, calls = os.rename, []
+
+    def rename(a: Any, b: Any) -> None:
+        calls.append(a)
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # stands in for a kill: nothing after it runs
+        real(a, b)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), replaced_folder(folder) as fresh:
+        (fresh / "state").write_text("new")
+    monkeypatch.undo()
+    found = load_any(folder)
+    assert found in ("old", "new")
+    with replaced_folder(folder) as fresh:
+        (fresh / "state").write_text("newer")
+    assert (folder / "state").read_text() == "newer"
+
+
+def load_any(folder: Path) -> str | None:
+    for place in (folder, folder.with_name(folder.name + ".old")):
+        if (place / "state").is_file():
+            return (place / "state").read_text()
+    return None
+
+
+def test_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    with (
+        pytest.raises(UserError, match="cannot write"),
+        replaced_folder(tmp_path / "checkpoints" / "last"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("save", "name"), [(save_safetensors, "w.safetensors"), (save_pth, "w.pth")]
+)
+def test_failed_save_keeps_the_old_file(
+    save: Callable[..., None],
+    name: str,
+    state: State,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import errno
+    import os
+
+    path = tmp_path / name
+    save(state, path)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="no room left while writing"):
+        save({k: v + 1 for k, v in state.items()}, path)
+    assert same(load_state_dict(path), state)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+_FULL = """
+import resource, signal, sys
+import torch
+from spark_seg.engine.checkpoints import replaced_folder, save_pth
+from spark_seg.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+state = {"w": torch.zeros(2_000_000)}
+try:
+    if sys.argv[1] == "file":
+        save_pth(state, sys.argv[2] + "/w.pth")
+    else:
+        with replaced_folder(sys.argv[2] + "/last") as fresh:
+            torch.save(state, fresh / "w.pt")  # as DeepSpeed does, with torch's own file writer
+except UserError as e:
+    print("told:", e)
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "folder"])
+def test_no_room_while_torch_writes(how: str, tmp_path: Path) -> None:
+    """torch's own writer says RuntimeError where Python says OSError."""
+    import subprocess
+    import sys
+
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL, how, str(tmp_path)], capture_output=True, text=True, cwd=root
+    )
+    assert done.stdout.startswith("told: "), done.stderr[-800:]
+    assert "w.pth" in done.stdout or "last" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_is_not_needed_to_read_ours(state: State, tmp_path: Path) -> None:
+    """Plain numbers and tensors only: nothing of numpy, which weights_only would refuse."""
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": state, "score": np.float64(0.5)}, path)
+    assert "--trust-checkpoint" in refused(path)
+    shutil.copy(path, tmp_path / "y.pth")
