@@ -8,8 +8,6 @@ also makes an evaluation without optimizer possible; a checkpoint is a folder th
 
 import contextlib
 import copy
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import nn
 
 from spark_seg import compat
 from spark_seg.engine.checkpoints import WEIGHTS_FILE, save_safetensors
+from spark_seg.engine.launch import start_process_group, this_process
 from spark_seg.engine.provenance import plain
 from spark_seg.errors import UserError
 
@@ -79,6 +78,11 @@ class SparkSingleDeviceStrategy(_Weights, SingleDeviceStrategy):
         precision: str = "fp32",
         **kwargs: Any,
     ) -> None:
+        if (count := this_process().world_size) > 1:
+            raise UserError(
+                f"--strategy single runs in one process and {count} were started: leave it out for DeepSpeed, or "
+                "start without torchrun and srun"
+            )
         self._init_model, self.precision = init_model, precision
         super().__init__(**kwargs)
 
@@ -121,7 +125,7 @@ class SparkDeepSpeedStrategy(_Weights, DeepSpeedStrategy):
             self.config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
 
     def _setup_env(self, **kwargs: Any) -> None:
-        _start_single_process_group()
+        start_process_group()
         super()._setup_env(**kwargs)
 
     def prepare(self, model: nn.Module | dict, **kwargs: Any) -> Any:
@@ -183,30 +187,3 @@ def _to_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         name: (t.detach().float() if t.is_floating_point() else t.detach()).cpu().clone()
         for name, t in state.items()
     }
-
-
-def _start_single_process_group() -> None:
-    """Starts a process group of one, which DeepSpeed needs, without a launcher and without mpi4py."""
-    import deepspeed
-
-    if torch.distributed.is_initialized():
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: this version trains in one process; "
-            "start it without a launcher"
-        )
-    compat.skip_deepspeed_cpu_build()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for key, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }.items():
-        os.environ[key] = value
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
