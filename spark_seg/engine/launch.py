@@ -159,15 +159,11 @@ def first_host(nodes: str) -> str:
     Raises:
         UserError: It is no such list.
     """
-    # up to the first comma outside of brackets
-    match = re.match(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodes.strip())
+    # up to the first comma outside of brackets; of each bracket, the first number of the first range
+    match = re.match(r"((?:[^,\[\]]|\[[^\[\]]+\])+)(?:,|$)", nodes.strip())
     if match is None:
         raise UserError(f"SLURM_JOB_NODELIST={nodes!r} is no list of hosts: set MASTER_ADDR")
-    # of each bracket, the first number of the first range
-    host = re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", match.group())
-    if "[" in host or "]" in host:
-        raise UserError(f"SLURM_JOB_NODELIST={nodes!r} is no list of hosts: set MASTER_ADDR")
-    return host
+    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", match.group(1))
 
 
 def _node_address(node: str) -> str:
