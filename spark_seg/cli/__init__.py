@@ -15,6 +15,7 @@ from spark_seg.errors import UserError, nearest
 COMMANDS = {
     "train": "train a config",
     "test": "evaluate a checkpoint: table, metrics.json",
+    "report": "an HTML report again, or of two evaluations side by side",
     "infer": "predict a folder of images and write the submission zip",
     "compare": "is run B better than run A? a paired bootstrap over their images",
     "benchmark": "measure what parts cost: eval",

@@ -15,6 +15,7 @@ CLASS_COLOURS = {"background": "#767676", "body": "#d55e00", "panel": "#0072b2"}
 WHOLE = "#222222"
 RUN_COLOURS = ("#55585c", "#009e73")
 SHAPES = ("circle", "diamond")
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,12 @@ class Canvas:
         )
 
     def path(
-        self, xs: Sequence[float], ys: Sequence[float], colour: str, width: float = 2, dash: str = ""
+        self,
+        xs: Values,
+        ys: Values,
+        colour: str,
+        width: float = 2,
+        dash: str = "",
     ) -> None:
         if not len(xs):
             return
@@ -82,7 +88,7 @@ class Canvas:
             f'stroke-linejoin="round"{dashed}/>'
         )
 
-    def cloud(self, xs: Sequence[float], ys: Sequence[float], colour: str) -> None:
+    def cloud(self, xs: Values, ys: Values, colour: str) -> None:
         """Many dots as one path, a dozen bytes each."""
         points = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in zip(xs, ys, strict=True))
         if points:
@@ -91,7 +97,9 @@ class Canvas:
                 'fill="none" opacity=".28"/>'
             )
 
-    def mark(self, x: float, y: float, colour: str, shape: str = "circle", size: float = 4.5) -> None:
+    def mark(
+        self, x: float, y: float, colour: str, shape: str = "circle", size: float = 4.5
+    ) -> None:
         if shape == "circle":
             self.parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" fill="{colour}" stroke="#fff"/>'
@@ -231,6 +239,7 @@ def lines(
     diagonal: bool = False,
     bars: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     bands: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = (),
+    legend: bool = True,
     width: float = 540,
     height: float = 330,
 ) -> str:
@@ -248,6 +257,7 @@ def lines(
         diagonal: Whether to draw where x equals y.
         bars: (low, high, share) of bars from below, in light grey.
         bands: (colour, x, low, high): vertical intervals.
+        legend: Whether to name the curves above.
         width: Of the drawing.
         height: Likewise.
     """
@@ -289,7 +299,7 @@ def lines(
         if curve.marks:
             for x, y in zip(xs, ys, strict=True):
                 canvas.mark(x, y, curve.series.colour, curve.series.shape, 4)
-    if len(curves) > 1 or clouds:
+    if legend and (len(curves) > 1 or clouds):
         canvas.legend([curve.series for curve in curves], left, 16, lines=True)
     canvas.text((left + width - right) / 2, height - 8, x_label, "middle", DIM)
     canvas.text(13, (top + height - bottom) / 2, y_label, "middle", DIM, turn=True)
