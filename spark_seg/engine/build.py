@@ -121,8 +121,7 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
         wrapper = cfg.optim_wrapper
         wrapper.type = "OptimWrapper"
         if precision == "bf16":
-            wrapper.type, wrapper.dtype = "AmpOptimWrapper", "bfloat16"
-            wrapper.loss_scale = 1.0  # bf16 has fp32's range and needs no scaling
+            wrapper.type = "Bf16OptimWrapper"
         if cfg.get("clip_grad"):
             wrapper.clip_grad = dict(max_norm=cfg.clip_grad)
 

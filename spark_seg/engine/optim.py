@@ -1,14 +1,16 @@
 """The optimizer's parameter groups and the learning rate schedule."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from mmengine.logging import MMLogger, print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from torch import nn
 
 from spark_seg.errors import UserError
@@ -52,6 +54,20 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             key = tuple(sorted(group.items()))
             groups.setdefault(key, {"params": [], **group})["params"].append(param)
         params.extend(groups.values())
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bf16OptimWrapper(OptimWrapper):
+    """Training steps under autocast to bfloat16, on GPU and CPU; weights and optimizer stay fp32.
+
+    mmengine's AmpOptimWrapper refuses the CPU and scales losses, which bf16, with fp32's range, does not need.
+    """
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
+            yield
 
 
 @PARAM_SCHEDULERS.register_module()
