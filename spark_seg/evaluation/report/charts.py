@@ -164,6 +164,12 @@ def lower_end(values: Sequence[float]) -> float:
     return float(start) if start >= 0.3 else 0.0
 
 
+def upper_end(values: Sequence[float]) -> float:
+    """A round end of an axis from 0: 1, or the next tenth where nothing reaches half."""
+    high = max(values, default=1.0)
+    return float(np.ceil(high * 10 + 0.2) / 10) if high < 0.48 else 1.0
+
+
 def _ticks(low: float, high: float) -> list[float]:
     step = 0.1 if high - low <= 0.55 else 0.2
     return [float(v) for v in np.arange(round(low / step), round(high / step) + 1) * step]
@@ -174,7 +180,13 @@ def _short(text: str, limit: int) -> str:
 
 
 def dots(
-    rows: Sequence[Row], series: Sequence[Series], title: str, width: float = 540, left: float = 150
+    rows: Sequence[Row],
+    series: Sequence[Series],
+    title: str,
+    width: float = 540,
+    left: float = 150,
+    stacked: bool = True,
+    line: tuple[float, str] | None = None,
 ) -> str:
     """Rows of dots with their intervals on one axis; the values are written on the right.
 
@@ -184,28 +196,46 @@ def dots(
         title: For those who cannot see it.
         width: Of the drawing.
         left: The width of the labels.
+        stacked: Whether a row's dots have a line each; else they share one, and no value is written.
+        line: A value to be drawn across all rows, and its name.
     """
     present = [p for row in rows for p in row.points if p is not None]
     ends = [v for p in present for v in (p.value, p.low) if v is not None]
     low = lower_end(ends)
-    step, top, right = 15, 26, 14 + 40
-    pitch = step * len(series) + 9
+    tops = [p.value if p.high is None else p.high for p in present] + [line[0] if line else 0.0]
+    high = upper_end(tops) if low == 0 else 1.0
+    step, top, right = (15, 26, 54) if stacked else (0, 26, 16)
+    pitch = step * len(series) + 9 if stacked else 25
     height = top + pitch * len(rows) + 34
     canvas = Canvas(width, height, title)
 
     def at(value: float) -> float:
-        return left + (value - low) / (1 - low) * (width - left - right)
+        return left + (value - low) / (high - low) * (width - left - right)
 
     if len(series) > 1:
         canvas.legend(series, left, 14)
-    for tick in _ticks(low, 1):
+    for tick in _ticks(low, high):
         canvas.line(at(tick), top, at(tick), height - 30)
         canvas.text(at(tick), height - 14, percent(tick, 0), "middle", DIM, 11)
+    if line is not None:
+        canvas.line(at(line[0]), top - 4, at(line[0]), height - 30, INK, 1, "4 3")
+        near = at(line[0]) > width - 90
+        canvas.text(
+            at(line[0]) + (-5 if near else 5),
+            height - 33,
+            line[1],
+            "end" if near else "start",
+            DIM,
+            11,
+        )
     for index, row in enumerate(rows):
         middle = top + pitch * (index + 0.5)
         canvas.text(left - 10, middle + (0 if row.note else 4), _short(row.label, 21), "end")
         if row.note:
             canvas.text(left - 10, middle + 12, row.note, "end", DIM, 10)
+        shown = [p.value for p in row.points if p is not None]
+        if not stacked and shown:
+            canvas.line(at(max(min(shown), low)), middle, at(max(shown)), middle, "#c9cdd2", 2)
         for place, (one, point) in enumerate(zip(series, row.points, strict=True)):
             if point is None:
                 continue
@@ -213,7 +243,8 @@ def dots(
             if point.low is not None and point.high is not None:
                 canvas.line(at(max(point.low, low)), y, at(point.high), y, one.colour, 2)
             canvas.mark(at(max(point.value, low)), y, one.colour, one.shape)
-            canvas.text(width - 4, y + 4, percent(point.value), "end", one.colour, 11)
+            if stacked:
+                canvas.text(width - 4, y + 4, percent(point.value), "end", one.colour, 11)
     return canvas.svg()
 
 
@@ -239,6 +270,7 @@ def lines(
     diagonal: bool = False,
     bars: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     bands: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = (),
+    zone: tuple[float, float] | None = None,
     legend: bool = True,
     width: float = 540,
     height: float = 330,
@@ -257,6 +289,7 @@ def lines(
         diagonal: Whether to draw where x equals y.
         bars: (low, high, share) of bars from below, in light grey.
         bands: (colour, x, low, high): vertical intervals.
+        zone: A part of the x axis to be shaded.
         legend: Whether to name the curves above.
         width: Of the drawing.
         height: Likewise.
@@ -272,6 +305,9 @@ def lines(
         share = (np.asarray(value, float) - y_range[0]) / (y_range[1] - y_range[0])
         return height - bottom - np.clip(share, 0, 1) * (height - top - bottom)
 
+    if zone is not None:
+        x0, x1 = (float(at_x(end)) for end in zone)
+        canvas.bar(x0, top, x1 - x0, height - top - bottom, "#f1f3f6")
     for tick in _ticks(*y_range):
         y = float(at_y(tick))
         canvas.line(left, y, width - right, y)

@@ -1,5 +1,6 @@
 """The page around the sections: style, the sorting of tables, and nothing that is loaded from elsewhere."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,19 +16,20 @@ header{background:#f5f6f8;border-bottom:1px solid #e3e5e8;padding:22px 0 16px}
 h1{font-size:24px;line-height:1.25;margin:0 0 4px;overflow-wrap:anywhere}
 h2{font-size:19px;margin:0 0 4px;line-height:1.3}
 h3{font-size:15px;margin:18px 0 4px}
-p{margin:4px 0 10px;max-width:78ch}
+p{margin:4px 0 10px;max-width:96ch}
 .dim,.note{color:#5f6368}
 .note{font-size:13.5px}
 nav{position:sticky;top:0;background:#fff;border-bottom:1px solid #e3e5e8;z-index:3}
-nav>div{display:flex;flex-wrap:wrap;gap:2px 16px;padding-top:7px;padding-bottom:7px;font-size:14px}
+nav>div{display:flex;flex-wrap:wrap;gap:2px 15px;padding-top:7px;padding-bottom:7px;font-size:14px}
 nav a{color:#0b57a4;text-decoration:none}
 nav a:hover{text-decoration:underline}
 section{padding:26px 0 8px;border-bottom:1px solid #eceef0;scroll-margin-top:38px}
 section:last-child{border-bottom:0}
 .row{display:flex;flex-wrap:wrap;gap:16px 36px;align-items:flex-start}
 .row>*{min-width:0}
+.row>div{flex:1 1 460px}
 figure{margin:6px 0 12px}
-figcaption{font-size:13.5px;color:#5f6368;max-width:62ch}
+figcaption{font-size:13.5px;color:#5f6368;max-width:84ch}
 svg{max-width:100%;height:auto;display:block;font-family:inherit;font-variant-numeric:tabular-nums}
 .cards{display:flex;flex-wrap:wrap;gap:12px;margin:12px 0 16px}
 .card{border:1px solid #dfe2e6;border-radius:6px;padding:9px 15px 10px;min-width:158px}
@@ -40,7 +42,7 @@ th:first-child,td:first-child,.l{text-align:left}
 td:first-child{overflow-wrap:anywhere}
 tr.lead td{font-weight:600}
 td.tell{text-align:left;color:#5f6368;font-size:13.5px}
-.cells td.c{text-align:center;min-width:78px;border:1px solid #fff}
+.cells td.c{text-align:center;min-width:56px;border:1px solid #fff}
 .cells th{text-align:center}
 .cells th:first-child{text-align:left}
 .cells td.c small{display:block;opacity:.85;font-size:12px}
@@ -60,7 +62,7 @@ th[aria-sort=descending] button:after{content:"\\2193";color:#222}
 .tiles img{width:100%;display:block;border-radius:3px;background:#111}
 .tiles figcaption{font-size:12.5px}
 .key{display:inline-block;width:11px;height:11px;border-radius:2px;margin:0 5px -1px 12px;border:1px solid #0003}
-.key:first-child{margin-left:0}
+.keys{margin-right:26px;white-space:nowrap}
 pre{background:#f5f6f8;border:1px solid #e3e5e8;border-radius:6px;padding:10px 12px;font-size:12.5px;line-height:1.4;
 overflow:auto;max-height:420px;white-space:pre-wrap;overflow-wrap:anywhere}
 td.v{text-align:left;overflow-wrap:anywhere;max-width:640px}
@@ -106,11 +108,12 @@ h.setAttribute("aria-sort",down?"descending":"ascending")})})});
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: its anchor, its title, and HTML that is ready to be shown."""
+    """A part of the page: its anchor, its title, HTML that is ready to be shown, and a short name for the links."""
 
     anchor: str
     title: str
     html: str
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,9 @@ def table(
 def figure(drawing: str, caption: str = "") -> str:
     """A drawing with its caption, which is escaped."""
     told = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{drawing}{told}</figure>"
+    width = re.search(r'width="([\d.]+)" role', drawing)
+    style = f' style="max-width:{width[1]}px"' if width else ""
+    return f"<figure{style}>{drawing}{told}</figure>"
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -189,7 +194,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The whole document."""
-    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
+    links = "".join(f'<a href="#{s.anchor}">{escape(s.short or s.title)}</a>' for s in sections)
     parts = "".join(
         f'<section id="{s.anchor}"><h2>{escape(s.title)}</h2>{s.html}</section>' for s in sections
     )

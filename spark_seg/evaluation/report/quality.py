@@ -25,6 +25,8 @@ from spark_seg.evaluation.report.sections import PARTS, named, run_series
 def thresholds(runs: Sequence[Run]) -> Section:
     """How many images reach an IoU, for each part: what the challenge's score averages."""
     levels = np.linspace(0, 1, 101)
+    counted = runs[0].rule.thresholds
+    zone = min(counted), max(counted)
     found = [threshold_curve(run.counts.confusion, levels.tolist(), run.rule) for run in runs]
     parts = []
     if len(runs) == 1:
@@ -36,15 +38,14 @@ def thresholds(runs: Sequence[Run]) -> Section:
             )
             for part in PARTS
         ]
-        parts.append(_threshold_chart(curves, "share of images that reach an IoU", 640))
+        parts.append(_threshold_chart(curves, "share of images that reach an IoU", zone, 640))
     else:
         for part in PARTS:
             curves = [
                 Curve(series, levels, curve[part])
                 for series, curve in zip(run_series(runs), found, strict=True)
             ]
-            parts.append(f"<div><h3>{part}</h3>{_threshold_chart(curves, part, 530)}</div>")
-    counted = runs[0].rule.thresholds
+            parts.append(f"<div><h3>{part}</h3>{_threshold_chart(curves, part, zone, 530)}</div>")
     heads = ["IoU at least", *(f"{_letter(run, runs)}{part}" for run in runs for part in PARTS)]
     credits = [threshold_curve(run.counts.confusion, counted, run.rule) for run in runs]
     rows = [
@@ -55,22 +56,25 @@ def thresholds(runs: Sequence[Run]) -> Section:
     rows.append(["mean: the score", *mean])
     kinds = [*[""] * len(counted), "lead"]
     told = (
-        "Share of images whose IoU reaches the level, percent; the mean over the table's levels is a part's score. "
+        "Share of images whose IoU reaches the level, percent; the mean over the table's levels, which lie in the "
+        "shaded part, is a part's score. "
         f"The panel counts where it has at least {100 * runs[0].rule.panel_share:g} % of the body's area."
     )
     body = f'<div class="row">{"".join(parts)}<div class="keep">{table(heads, rows, "", kinds)}</div></div>'
-    return Section(
-        "thresholds", "Threshold curve of the challenge's score", body + paragraph(told, "note")
-    )
+    return Section("thresholds", "Threshold curve", body + paragraph(told, "note"))
 
 
 def _letter(run: Run, runs: Sequence[Run]) -> str:
     return f"{'AB'[runs.index(run)]} " if len(runs) > 1 else ""
 
 
-def _threshold_chart(curves: Sequence[Curve], title: str, width: float) -> str:
+def _threshold_chart(
+    curves: Sequence[Curve], title: str, zone: tuple[float, float], width: float
+) -> str:
     return figure(
-        lines(curves, title, "IoU, %", "images that reach it, %", width=width, height=340)
+        lines(
+            curves, title, "IoU, %", "images that reach it, %", zone=zone, width=width, height=340
+        )
     )
 
 
@@ -113,7 +117,7 @@ def _faults(run: Run, name: str, chart: bool) -> str:
             cells.append(Cell(percent(value), None, f"background:{back};color:{ink}", "c"))
         cells += [percent(entry["mean"]), _relative(entry["relative"]), percent(entry["worst"])]
         rows.append(cells)
-    heads = ["fault", *(f"severity {level}" for level in levels), "mean", "of clean", "worst"]
+    heads = ["fault", *(f"sev. {level}" for level in levels), "mean", "of clean", "worst"]
     worst = found["worst"]
     title = found["kinds"][worst["kind"]]["title"]
     told = (
@@ -127,12 +131,23 @@ def _faults(run: Run, name: str, chart: bool) -> str:
     if not chart:
         return f"<div>{text}{grid}</div>"
     colours = [_LEVEL_COLOURS[min(int(level), 5) - 1] for level in levels]
-    series = [Series(f"severity {level}", c) for level, c in zip(levels, colours, strict=True)]
+    names = [f"severity {levels[0]}", *levels[1:]]
+    series = [Series(name, c) for name, c in zip(names, colours, strict=True)]
     points = [
         Row(e["title"], "", [Point(e["severities"][level][key]) for level in levels])
         for e in entries
     ]
-    drawing = figure(dots(points, series, "score by fault and severity", width=540))
+    drawing = figure(
+        dots(
+            points,
+            series,
+            "score by fault and severity",
+            440,
+            130,
+            stacked=False,
+            line=(clean, "clean"),
+        )
+    )
     return f'{text}<div class="row">{drawing}<div>{grid}</div></div>'
 
 

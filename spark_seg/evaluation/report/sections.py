@@ -87,10 +87,10 @@ def classes(runs: Sequence[Run]) -> Section:
 
 def _class_table(run: Run, name: str) -> str:
     columns = [
-        ("pooled", "IoU/{}"),
+        ("IoU", "IoU/{}"),
         ("image mean", "per_image/IoU/{}"),
         ("boundary IoU", "boundary_IoU/{}"),
-        ("F at 1 px", "boundary_F1px/{}"),
+        ("F 1 px", "boundary_F1px/{}"),
         ("2 px", "boundary_F2px/{}"),
         ("3 px", "boundary_F3px/{}"),
     ]
@@ -101,9 +101,12 @@ def _class_table(run: Run, name: str) -> str:
         if any(key in run.metrics for key in keys):
             cells = [percent(run.metrics[k], 2) if k in run.metrics else "–" for k in keys]
             rows.append([part, *cells])
-    heads = [f"IoU {head}" if head in ("pooled", "image mean") else head for head, _ in columns]
+    heads = [head for head, _ in columns]
     top = paragraph(name, "dim") if name else ""
-    told = "Boundary scores ask how well outlines meet; craft is body and panel together."
+    told = (
+        "IoU pools all pixels; image mean is the mean over images. Boundary scores ask how well outlines "
+        "meet; craft is body and panel together."
+    )
     return (
         top + table(["class", *heads], rows) + (paragraph(told, "note") if len(columns) > 2 else "")
     )
@@ -112,7 +115,7 @@ def _class_table(run: Run, name: str) -> str:
 _GROUP_TITLES = {
     "satellite": ("satellites", "Satellites"),
     "background": ("backgrounds", "Backgrounds"),
-    "panel": ("panels", "Panel's area against the body's"),
+    "panel": ("panels", "Panel share"),
 }
 
 
@@ -147,6 +150,8 @@ def groups(runs: Sequence[Run], by: str) -> Section | None:
     text = "Challenge's score, percent, with 95 % intervals over the images of each group."
     if by == "satellite":
         text += " Hardest first."
+    if by == "panel":
+        text += " Groups: the panel's true area as a share of the body's."
     return Section(anchor, title, figure(drawing, text))
 
 

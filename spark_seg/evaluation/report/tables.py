@@ -119,8 +119,9 @@ def legend() -> str:
     """What the colours in the pictures mean."""
     parts = {"body": PART_COLOURS[1], "panel": PART_COLOURS[2]}
     return (
-        f'<p class="note">Labels: {_key(parts)}. Errors: {_key(ERROR_COLOURS)}. The white frame in '
-        "the first picture is what the others show; a false alarm outside of it is marked there.</p>"
+        f'<p class="note"><span class="keys">Labels {_key(parts)}</span> '
+        f'<span class="keys">Errors {_key(ERROR_COLOURS)}</span> The white frame in the first picture '
+        "is what the others show; a false alarm outside of it is marked there.</p>"
     )
 
 
@@ -172,7 +173,7 @@ def pictures(run: Run, of: str, limit: int) -> Section | None:
         head = (
             f'<span class="id">{escape(short(picture.id, 120))}</span> '
             f'<span class="dim">{escape(numbers(run, index))}; '
-            f"{_ordinal(rank[index] + 1)} from the worst of {len(run.counts)}</span>"
+            f"rank {rank[index] + 1} of {len(run.counts)} from the worst</span>"
         )
         shots.append(shot(run, picture, head))
     told = {
@@ -180,12 +181,7 @@ def pictures(run: Run, of: str, limit: int) -> Section | None:
         "median": "The images in the middle of that order: what is usual.",
     }[of]
     title = {"worst": "Worst images", "median": "Median images"}[of]
-    return Section(of, title, paragraph(told) + legend() + "".join(shots))
-
-
-def _ordinal(n: int) -> str:
-    last = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{last}"
+    return Section(of, title, paragraph(told) + legend() + "".join(shots), title.split()[0])
 
 
 _COLUMNS = (
@@ -254,7 +250,7 @@ def parameters(runs: Sequence[Run]) -> Section:
         text = json.dumps(runs[0].record.get("config", {}), indent=1, default=str)
         body = table(["", ""], rows).replace("<th", '<th class="l"')
         shown = f'<h3>Config</h3><pre class="config">{escape(text)}</pre>'
-        return Section("parameters", "Run parameters", body + shown)
+        return Section("parameters", "Run parameters", body + shown, "Parameters")
     names = list(dict.fromkeys(name for part in leaves for name in part))
     config = [dict(flat(run.record.get("config") or {}, "config")) for run in runs]
     extra = [
@@ -272,7 +268,7 @@ def parameters(runs: Sequence[Run]) -> Section:
     ]
     told = "What differs is shaded; of the config only that is shown."
     body = table(heads, rows, "", kinds).replace("<th", '<th class="l"')
-    return Section("parameters", "Run parameters", paragraph(told) + body)
+    return Section("parameters", "Run parameters", paragraph(told) + body, "Parameters")
 
 
 def _leaves(run: Run) -> dict[str, str]:
