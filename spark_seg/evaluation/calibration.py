@@ -73,7 +73,7 @@ def calibration_counts(
             best = torch.maximum(best, scores[index])
             own = torch.where(target == index, scores[index], own)
         total = (scores - best).exp_().sum(0)  # >= 1: the largest term is 1
-        confidence = (UNIT / total).round_().double()  # whole numbers up to 2**24
+        confidence = (UNIT / total.double()).round_()  # whole numbers up to 2**24
         nats = (best.sub(own).add_(total.log_()) * UNIT).round_().double()
         level = ((confidence * bins - 1) / UNIT).floor_().clamp_(0, bins - 1).int()
         # One cell for each bin, truth in or out of the foreground, likewise prediction, right or not.
