@@ -222,7 +222,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, zipped):
     truth = write_truth(tmp_path / "truth")
     members = entries(zipped)
     members["test_00001_layer.npz"] = npz(np.zeros((8192, 4096, 3), bool))
-    with pytest.raises(UserError, match=r"test_00001_layer\.npz: data\.npy?.*|declares"):
+    with pytest.raises(UserError, match=r"test_00001_layer\.npz: declares 100663424 bytes"):
         score_zip(rewrite(tmp_path / "bad.zip", members), truth)
 
 
