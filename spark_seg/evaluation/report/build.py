@@ -199,7 +199,7 @@ def per_image(runs: Sequence[Run]) -> Section:
         f"Foreground mIoU of each image: B is higher in {better}, lower in {worse}, equal in "
         f"{len(a) - better - worse}. Above the diagonal B is better."
     )
-    return Section("per-image", "Image by image", figure(drawing, told))
+    return Section("per-image", "Image by image", figure(drawing, told), "By image")
 
 
 def changes(runs: Sequence[Run], limit: int) -> Section:
@@ -208,12 +208,10 @@ def changes(runs: Sequence[Run], limit: int) -> Section:
     gap = b.values["spark/score"][0] - a.values["spark/score"][0]
     fine = b.values["mIoU/foreground"][0] - a.values["mIoU/foreground"][0]
     order = np.lexsort((-np.abs(fine), -np.abs(gap)))[:limit]
+    satellite = tables.names_satellites(a)
     rows = []
     for index in order:
-        cells: list[Cell | str] = [
-            sections.short(str(a.counts.ids[index]), 120),
-            Cell(str(a.counts.satellites[index]), kind="l"),
-        ]
+        cells = tables.id_cells(a, index, satellite)
         for key in ("spark/score", "mIoU/foreground"):
             values = [float(run.values[key][0][index]) for run in runs]
             cells += [percent(value) for value in values]
@@ -221,15 +219,16 @@ def changes(runs: Sequence[Run], limit: int) -> Section:
             kind = "better" if change > 0 else "worse" if change < 0 else ""
             cells.append(Cell(f"{100 * change:+.1f}".replace("-", "−"), change, kind=kind))
         rows.append(cells)
-    heads = ["image", "satellite", "score A", "B", "B − A", "mIoU fg. A", "B", "B − A"]
-    sort = ["up", "up", "up", "up", "up", "up", "up", "up"]
+    first = ["image", "satellite"] if satellite else ["image"]
+    heads = [*first, "score A", "B", "B − A", "mIoU A", "B", "B − A"]
+    sort = ["up"] * len(heads)
     total = len(a.counts)
     told = (
         f"All {total} images"
         if len(order) == total
         else f"The {len(order)} of {total} images that changed most"
     )
-    told += ", scores in percent; press a column's head to sort by it."
+    told += ", the challenge's score and the foreground's mIoU in percent; press a column's head to sort by it."
     note = '<p class="print note">In print: the first 40 rows.</p>' if len(order) > 40 else ""
     grid = table(heads, rows, "", (), sort)
     return Section("images", "Images", f'{paragraph(told)}{note}<div class="scroll">{grid}</div>')

@@ -93,8 +93,8 @@ class Canvas:
         points = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in zip(xs, ys, strict=True))
         if points:
             self.parts.append(
-                f'<path d="{points}" stroke="{colour}" stroke-width="4" stroke-linecap="round" '
-                'fill="none" opacity=".28"/>'
+                f'<path d="{points}" stroke="{colour}" stroke-width="{5 if len(xs) < 300 else 4}" '
+                f'stroke-linecap="round" fill="none" opacity="{min(0.6, max(0.28, 60 / len(xs))):.2f}"/>'
             )
 
     def mark(

@@ -27,7 +27,7 @@ section{padding:26px 0 8px;border-bottom:1px solid #eceef0;scroll-margin-top:38p
 section:last-child{border-bottom:0}
 .row{display:flex;flex-wrap:wrap;gap:16px 36px;align-items:flex-start}
 .row>*{min-width:0}
-.row>div{flex:1 1 460px}
+.row>div>p{width:0;min-width:100%}
 figure{margin:6px 0 12px}
 figcaption{font-size:13.5px;color:#5f6368;max-width:84ch}
 svg{max-width:100%;height:auto;display:block;font-family:inherit;font-variant-numeric:tabular-nums}
@@ -39,10 +39,13 @@ table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;
 th,td{padding:4px 10px;text-align:right;border-bottom:1px solid #eceef0;vertical-align:baseline}
 th{font-weight:600;border-bottom:1px solid #b9bdc3;background:#fff;vertical-align:bottom}
 th:first-child,td:first-child,.l{text-align:left}
-td:first-child{overflow-wrap:anywhere}
+th,td{white-space:nowrap}
+td.id,td.tell,td.v{white-space:normal}
+td.id{overflow-wrap:anywhere;min-width:230px}
 tr.lead td{font-weight:600}
 td.tell{text-align:left;color:#5f6368;font-size:13.5px}
-.cells td.c{text-align:center;min-width:56px;border:1px solid #fff}
+.cells td,.cells th{padding:4px 8px}
+.cells td.c{text-align:center;min-width:52px;border:1px solid #fff}
 .cells th{text-align:center}
 .cells th:first-child{text-align:left}
 .cells td.c small{display:block;opacity:.85;font-size:12px}
@@ -75,13 +78,16 @@ body{font-size:10.5pt}
 nav{display:none}
 header{background:none;padding-top:0}
 main,header>div{padding:0;max-width:none}
-h2,h3{break-after:avoid}
+h2,h3,section>p{break-after:avoid}
 figure,.card,.shot,tr,.keep{break-inside:avoid}
 section{padding:14px 0 2px}
 .row{gap:8px 18px}
 .scroll,pre{max-height:none;overflow:visible;border:0;padding-left:0}
 .scroll th{position:static}
-.scroll tr:nth-child(n+41){display:none}
+.scroll tr:nth-child(n+41),.config{display:none}
+.scroll td,.scroll th{padding:3px 4px;font-size:8pt}
+td.id{min-width:150px}
+section:not(#images):not(#worst):not(#median):not(#pictures):not(#parameters){break-inside:avoid}
 th button:after{content:""!important}
 table{font-size:9.5pt}
 .print{display:block!important}
@@ -156,7 +162,7 @@ def table(
     """A table.
 
     Args:
-        heads: The first row, escaped when written.
+        heads: The first row, escaped when written; none where all are empty.
         rows: Cells; text stands for a plain cell.
         kind: CSS class.
         row_kinds: CSS class of each row.
@@ -176,7 +182,8 @@ def table(
         of = f' class="{row_kinds[index]}"' if row_kinds and row_kinds[index] else ""
         body.append(f"<tr{of}>{cells}</tr>")
     of = f' class="{kind}"' if kind else ""
-    return f"<table{of}><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    head = f"<thead><tr>{top}</tr></thead>" if any(heads) else ""
+    return f"<table{of}>{head}<tbody>{''.join(body)}</tbody></table>"
 
 
 def figure(drawing: str, caption: str = "") -> str:

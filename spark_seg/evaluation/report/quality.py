@@ -61,7 +61,7 @@ def thresholds(runs: Sequence[Run]) -> Section:
         f"The panel counts where it has at least {100 * runs[0].rule.panel_share:g} % of the body's area."
     )
     body = f'<div class="row">{"".join(parts)}<div class="keep">{table(heads, rows, "", kinds)}</div></div>'
-    return Section("thresholds", "Threshold curve", body + paragraph(told, "note"))
+    return Section("thresholds", "Threshold curve", body + paragraph(told, "note"), "Thresholds")
 
 
 def _letter(run: Run, runs: Sequence[Run]) -> str:
@@ -78,6 +78,8 @@ def _threshold_chart(
     )
 
 
+_SUFFIXES = ("", "/foreground", "/predicted")
+_LEAST = 0.002  # of the pixels: a bin with fewer tells nothing
 _LEVEL_COLOURS = ("#9ecae1", "#6baed6", "#3f8fc5", "#1f66ad", "#08306b")
 
 
@@ -88,19 +90,36 @@ def robustness(runs: Sequence[Run]) -> Section | None:
         return None
     parts = []
     if len(with_it) == 2:
-        kinds = list(dict.fromkeys(k for run in runs for k in (run.robustness or {})["kinds"]))
-        rows = []
-        for kind in kinds:
-            entries = [(run.robustness or {})["kinds"].get(kind) for run in runs]
-            title = next(e["title"] for e in entries if e)
-            rows.append(Row(title, "", [Point(e["mean"]) if e else None for e in entries]))
-        rows.sort(key=lambda row: row.points[0].value if row.points[0] else 0.0)
-        text = "Mean of the challenge's score over the severities, percent."
-        drawing = dots(rows, run_series(runs), "score under faults", width=640)
-        parts.append(figure(drawing, text))
+        parts.append(_faults_of_both(runs))
     for run in with_it:
         parts.append(_faults(run, named(run, runs), chart=len(with_it) == 1))
     return Section("robustness", "Robustness", f'<div class="row">{"".join(parts)}</div>')
+
+
+def _faults_of_both(runs: Sequence[Run]) -> str:
+    """Both runs' means over the severities that both have, for the kinds that both have."""
+    a, b = (run.robustness or {} for run in runs)
+    levels = [str(level) for level in a["severities"] if level in b["severities"]]
+    kinds = [kind for kind in a["kinds"] if kind in b["kinds"]]
+    if not levels or not kinds:
+        return paragraph("The runs share no fault and severity.", "dim")
+
+    def mean(found: dict, kind: str) -> float:
+        values = found["kinds"][kind]["severities"]
+        return float(np.mean([values[level][found["score"]] for level in levels]))
+
+    rows = [
+        Row(a["kinds"][kind]["title"], "", [Point(mean(a, kind)), Point(mean(b, kind))])
+        for kind in kinds
+    ]
+    rows.append(Row("no fault", "", [Point(one["clean"][one["score"]]) for one in (a, b)]))
+    rows.sort(key=lambda row: row.points[0].value if row.points[0] else 0.0)
+    text = f"Challenge's score, percent, mean over severity {', '.join(levels)}."
+    if (a["images"], a["of"]) != (b["images"], b["of"]):
+        text += (
+            f" A was measured on {a['images']} images, B on {b['images']}: not quite comparable."
+        )
+    return figure(dots(rows, run_series(runs), "score under faults", width=640), text)
 
 
 def _faults(run: Run, name: str, chart: bool) -> str:
@@ -142,8 +161,8 @@ def _faults(run: Run, name: str, chart: bool) -> str:
             points,
             series,
             "score by fault and severity",
-            440,
-            130,
+            420,
+            120,
             stacked=False,
             line=(clean, "clean"),
         )
@@ -175,7 +194,7 @@ def calibration(runs: Sequence[Run]) -> Section | None:
             bars = (rel["low"], rel["high"], rel["share"])
         for series, which in shown:
             rel = reliability(sums[which])
-            seen = rel["pixels"] > 0
+            seen = rel["share"] >= _LEAST
             curves.append(Curve(series, rel["confidence"][seen], rel["accuracy"][seen], marks=True))
     drawing = lines(
         curves,
@@ -187,29 +206,20 @@ def calibration(runs: Sequence[Run]) -> Section | None:
         width=540,
         height=360,
     )
-    told = "On the dashed diagonal confidence is what it says; below it the model is too sure of itself."
+    told = "On the dashed diagonal confidence is what it says; below it the model is too sure of itself. "
+    told += "Bins with under 1 in 500 pixels are left out."
     if bars is not None:
         told += " Grey bars: share of the craft's pixels with that confidence."
     elif len(runs) > 1:
         told += " Pixels of the craft only."
-    heads = [
-        "",
-        *(
-            f"{_letter(run, runs)}{name}"
-            for run in with_it
-            for name in ("all", "craft", "found as craft")
-        ),
-    ]
-    suffixes = ("", "/foreground", "/predicted")
     rows = []
-    for title, key, digits in (("ECE, %", "ECE", 2), ("NLL, nats", "NLL", 4)):
-        cells = [run.metrics.get(f"{key}{suffix}") for run in with_it for suffix in suffixes]
-        rows.append(
-            [title]
-            + [
-                "–" if v is None else (percent(v, digits) if key == "ECE" else f"{v:.{digits}f}")
-                for v in cells
+    for run in with_it:
+        for title, key in (("ECE, %", "ECE"), ("NLL, nats", "NLL")):
+            values = [run.metrics.get(f"{key}{suffix}") for suffix in _SUFFIXES]
+            shown_as = [
+                "–" if v is None else percent(v, 2) if key == "ECE" else f"{v:.4f}" for v in values
             ]
-        )
+            rows.append([_letter(run, runs) + title, *shown_as])
+    heads = ["", "all pixels", "the craft's", "found as craft"]
     body = f'<div class="row">{figure(drawing, told)}<div>{table(heads, rows)}</div></div>'
     return Section("calibration", "Calibration", body)

@@ -80,7 +80,7 @@ def classes(runs: Sequence[Run]) -> Section:
             if f"{kind}/body" in runs[0].metrics
         ]
     text = "All pixels of the split pooled, percent; lines are 95 % intervals over images."
-    drawing = figure(dots(rows, series, "scores per class"), text)
+    drawing = figure(dots(rows, series, "scores per class", 500, 130), text)
     tables = "".join(_class_table(run, named(run, runs)) for run in runs)
     return Section("classes", "Classes", f'<div class="row">{drawing}<div>{tables}</div></div>')
 
@@ -193,6 +193,7 @@ def matrix(runs: Sequence[Run]) -> Section:
         "confusion",
         "Confusion matrix",
         f'<div class="row">{"".join(parts)}</div>{paragraph(told, "note")}',
+        "Confusion",
     )
 
 

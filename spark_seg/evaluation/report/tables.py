@@ -186,12 +186,28 @@ def pictures(run: Run, of: str, limit: int) -> Section | None:
 
 _COLUMNS = (
     ("spark/score", "score"),
-    ("IoU/body", "IoU body"),
-    ("IoU/panel", "IoU panel"),
-    ("mIoU/foreground", "mIoU fg."),
-    ("boundary_IoU/craft", "boundary"),
-    ("box_IoU", "box IoU"),
+    ("IoU/body", "body"),
+    ("IoU/panel", "panel"),
+    ("mIoU/foreground", "mean"),
+    ("boundary_IoU/craft", "outline"),
+    ("box_IoU", "box"),
 )
+
+
+def id_cells(run: Run, index: int, satellite: bool) -> Row:
+    """An image's id, and its satellite on request."""
+    cells: Row = [Cell(short(str(run.counts.ids[index]), 120), kind="id")]
+    return [*cells, Cell(str(run.counts.satellites[index]), kind="l")] if satellite else cells
+
+
+def names_satellites(run: Run) -> bool:
+    """Whether a column for the satellite says more than the ids do, which begin with it in SPARK's layout."""
+    return any(
+        satellite and not image.startswith(f"{satellite}/")
+        for image, satellite in zip(
+            run.counts.ids.tolist(), run.counts.satellites.tolist(), strict=True
+        )
+    )
 
 
 def images(run: Run, limit: int) -> Section:
@@ -203,12 +219,10 @@ def images(run: Run, limit: int) -> Section:
     share = area[:, 1:].sum(1) / np.maximum(area.sum(1), 1)
     missed, alarm = matrix[:, 1:, 0].sum(1), matrix[:, 0, 1:].sum(1)
     swapped = matrix[:, 1, 2] + matrix[:, 2, 1]
+    satellite = names_satellites(run)
     rows = []
     for index in order:
-        cells: Row = [
-            short(str(run.counts.ids[index]), 120),
-            Cell(str(run.counts.satellites[index]), kind="l"),
-        ]
+        cells = id_cells(run, index, satellite)
         cells.append(f"{100 * share[index]:.2f}")
         for key, _ in columns:
             value, counted = (array[index] for array in run.values[key])
@@ -216,16 +230,20 @@ def images(run: Run, limit: int) -> Section:
         cells += [str(int(array[index])) for array in (missed, alarm, swapped)]
         rows.append(cells)
     names = [name for _, name in columns]
-    heads = ["image", "satellite", "craft, %", *names, "missed px", "false px", "wrong part px"]
-    sort = ["up", "up", "up", *["up"] * len(names), "down", "down", "down"]
+    first = ["image", "satellite"] if satellite else ["image"]
+    heads = [*first, "craft", *names, "missed", "false", "wrong part"]
+    sort = [*["up"] * len(first), "up", *["up"] * len(names), "down", "down", "down"]
     total = len(run.counts)
     told = (
         f"All {total} images"
         if len(order) == total
         else f"The worst {len(order)} of {total} images"
     )
-    told += ", scores in percent; press a column's head to sort by it. "
-    told += "A dash: the part is neither in the image nor found."
+    told += (
+        "; press a column's head to sort by it. In percent: the craft's share of the frame, the challenge's score, "
+        "the IoU of body, panel, both, outline and box. In pixels: missed craft, false alarm, body and panel "
+        "confused. A dash: the part is neither in the image nor found."
+    )
     note = ""
     if len(order) > 40:
         note = '<p class="print note">In print: the first 40 rows.</p>'
@@ -246,10 +264,12 @@ def parameters(runs: Sequence[Run]) -> Section:
         return Section("parameters", "Run parameters", paragraph(told, "dim"))
     leaves = [_leaves(run) for run in runs]
     if len(runs) == 1:
-        rows: list[Row] = [[name, Cell(value, kind="v")] for name, value in leaves[0].items()]
+        rows: list[Row] = [
+            [Cell(name, kind="v"), Cell(value, kind="v")] for name, value in leaves[0].items()
+        ]
         text = json.dumps(runs[0].record.get("config", {}), indent=1, default=str)
         body = table(["", ""], rows).replace("<th", '<th class="l"')
-        shown = f'<h3>Config</h3><pre class="config">{escape(text)}</pre>'
+        shown = f'<h3 class="config">Config</h3><pre class="config">{escape(text)}</pre>'
         return Section("parameters", "Run parameters", body + shown, "Parameters")
     names = list(dict.fromkeys(name for part in leaves for name in part))
     config = [dict(flat(run.record.get("config") or {}, "config")) for run in runs]
@@ -260,7 +280,9 @@ def parameters(runs: Sequence[Run]) -> Section:
     ]
     values = [(n, [part.get(n, "–") for part in leaves]) for n in names]
     values += [(n, [part.get(n, "–") for part in config]) for n in extra]
-    rows = [[name, *(Cell(value, kind="v") for value in pair)] for name, pair in values]
+    rows = [
+        [Cell(name, kind="v"), *(Cell(value, kind="v") for value in pair)] for name, pair in values
+    ]
     kinds = ["differs" if len(set(pair)) > 1 else "" for _, pair in values]
     heads = [
         "",
