@@ -78,7 +78,9 @@ body{font-size:10.5pt}
 nav{display:none}
 header{background:none;padding-top:0}
 main,header>div{padding:0;max-width:none}
-h2,h3,section>p{break-after:avoid}
+h2,h3,section>p:not(:last-child){break-after:avoid}
+p{break-inside:avoid}
+main{zoom:.78}
 figure,.card,.shot,tr,.keep{break-inside:avoid}
 section{padding:14px 0 2px}
 .row{gap:8px 18px}
