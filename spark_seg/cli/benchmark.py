@@ -2,7 +2,7 @@
 
 import importlib
 
-from spark_seg.cli.common import Parser
+from spark_seg.cli.common import Parser, choose_device, quiet_libraries
 
 # Modules of spark_seg.benchmark: PURPOSE, add_options(parser), main(args) -> rows of one form.
 PARTS = ("eval",)
@@ -19,6 +19,8 @@ def main(argv: list[str] | None = None) -> int:
         part.add_argument("--json", metavar="FILE", help="write rows and machine into this file")
     args = parser.parse_args(argv)
 
+    quiet_libraries()
+    choose_device("auto")
     from spark_seg.benchmark.timing import machine, markdown, write_json
 
     about = machine()
