@@ -1,7 +1,7 @@
 """A real Slurm of two nodes, n1 and n2, on this one host: its own munged, slurmctld and two slurmd on free ports.
 
-Debian's `slurm-wlm` and `munge` are enough. Nothing of the host's own configuration is read or changed. The names of the nodes
-do not resolve, as on clusters whose node names are not host names: NodeAddr is what connects them.
+Debian's `slurm-wlm` and `munge` are enough. Nothing of the host's own configuration is read or changed. The nodes'
+names do not resolve, as on clusters whose node names are not host names: NodeAddr is what connects them.
 """
 
 import os
