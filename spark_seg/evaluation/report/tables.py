@@ -268,7 +268,7 @@ def parameters(runs: Sequence[Run]) -> Section:
             [Cell(name, kind="v"), Cell(value, kind="v")] for name, value in leaves[0].items()
         ]
         text = json.dumps(runs[0].record.get("config", {}), indent=1, default=str)
-        body = table(["", ""], rows).replace("<th", '<th class="l"')
+        body = table(["", ""], rows)
         shown = f'<h3 class="config">Config</h3><pre class="config">{escape(text)}</pre>'
         return Section("parameters", "Run parameters", body + shown, "Parameters")
     names = list(dict.fromkeys(name for part in leaves for name in part))
@@ -289,7 +289,7 @@ def parameters(runs: Sequence[Run]) -> Section:
         *(f"{letter}: {short(run.name, 44)}" for letter, run in zip("AB", runs, strict=True)),
     ]
     told = "What differs is shaded; of the config only that is shown."
-    body = table(heads, rows, "", kinds).replace("<th", '<th class="l"')
+    body = table(heads, rows, "", kinds).replace("<th ", '<th class="l" ')
     return Section("parameters", "Run parameters", paragraph(told) + body, "Parameters")
 
 
