@@ -52,6 +52,9 @@ setup(
             "pytest>=8",
             "pytest-timeout",
             "pytest-xdist",
+            # independent implementations that the scores are checked against
+            "scikit-learn",
+            "scikit-image",
             "ruff",
             "mypy",
             "types-PyYAML",

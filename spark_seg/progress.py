@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from spark_seg.engine.launch import this_process
+
 T = TypeVar("T")
 
 
@@ -17,7 +19,8 @@ def _clock(seconds: float) -> str:
 class Progress:
     """Counts finished items and shows rate and time left on stderr.
 
-    On a terminal it is a tqdm bar; elsewhere one line every `every` seconds and one at the end.
+    On a terminal it is a tqdm bar; elsewhere one line every `every` seconds and one at the end. Of the processes of a
+    run, the main one alone shows it.
 
     Args:
         total: How many items there are.
@@ -36,7 +39,8 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._shown = -1
         self._bar = None
-        if sys.stderr.isatty():
+        self._shows = this_process().is_main
+        if self._shows and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -48,14 +52,14 @@ class Progress:
         self.count += n
         if self._bar is not None:
             self._bar.update(n)
-        elif time.monotonic() - self._last >= self.every:
+        elif self._shows and time.monotonic() - self._last >= self.every:
             self._line()
 
     def close(self) -> None:
         """Ends the display; without a terminal it prints the closing line."""
         if self._bar is not None:
             self._bar.close()
-        elif self._shown != self.count:
+        elif self._shows and self._shown != self.count:
             self._line()
 
     def _line(self) -> None:

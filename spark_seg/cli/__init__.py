@@ -15,7 +15,10 @@ from spark_seg.errors import UserError, nearest
 COMMANDS = {
     "train": "train a config",
     "test": "evaluate a checkpoint: table, metrics.json",
+    "report": "an HTML report again, or of two evaluations side by side",
     "infer": "predict a folder of images and write the submission zip",
+    "compare": "is run B better than run A? a paired bootstrap over their images",
+    "benchmark": "measure what parts cost: eval",
     "check_dataset": "look over a SPARK tree before training on it",
     "make_demo_data": "render SPARK-like frames in the data's layout",
 }

@@ -115,7 +115,9 @@ def quiet_libraries() -> None:
 def prepare(args: argparse.Namespace) -> "Config":
     """Loads the config that a command's arguments name, with overrides shown and the work folder set."""
     from spark_seg.config import find_config, parse_options
+    from spark_seg.engine.launch import mute_other_ranks
 
+    mute_other_ranks()
     find_config(args.config)  # a wrong name is told before seconds of imports
     options = parse_options(args.cfg_options)
     if getattr(args, "seed", None) is not None:

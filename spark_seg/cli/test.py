@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         help="rows of overlays.png; 0: none (default: 8)",
     )
     _add_corruptions(parser)
+    _add_report(parser)
     args = parser.parse_args(argv)
     _check(args)
     cfg = prepare(args)
@@ -47,8 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     print(f"metrics: {out / 'metrics.json'}")
     if args.overlays:
         print(f"overlays: {out / 'overlays.png'}")
+    from spark_seg.evaluation.report.data import write_record
+
+    write_record(out, cfg, checkpoint, args.split, result.rule)
     if args.corruptions is not None:
-        _corruptions(args, cfg, checkpoint, out)
+        _corruptions(args, cfg, checkpoint, out, result.rule)
+    if args.report:
+        _report(args, cfg, checkpoint, out, result)
     return 0
 
 
@@ -76,8 +82,28 @@ def _add_corruptions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("report")
+    group.add_argument(
+        "--report",
+        action="store_true",
+        help="also write report.html, one file to look at in a browser; with --corruptions, or where "
+        "robustness.json is there, faults are in it",
+    )
+    group.add_argument(
+        "--report-images",
+        type=int,
+        metavar="N",
+        help="how many of the worst and of the median images it shows (default: 6)",
+    )
+
+
 def _check(args: argparse.Namespace) -> None:
-    """Settles the options of --corruptions before anything is loaded."""
+    """Settles the options of --corruptions and --report before anything is loaded."""
+    if args.report_images is not None and not args.report:
+        raise UserError("--report-images goes with --report")
+    if args.report_images is not None and args.report_images < 0:
+        raise UserError(f"--report-images {args.report_images}: give a number from 0 up")
     if args.corruptions is None:
         for option in ("severities", "corruption_images"):
             if getattr(args, option) is not None:
@@ -96,7 +122,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--corruption-images {text}: give a number of images, or 'all'")
 
 
-def _corruptions(args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path) -> None:
+def _corruptions(
+    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, rule: Any
+) -> None:
     from spark_seg.evaluation.faults import table_lines, write
     from spark_seg.evaluation.robustness import measure
 
@@ -110,5 +138,29 @@ def _corruptions(args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path
         strategy=args.strategy,
         trust=args.trust_checkpoint,
     )
-    print("\n" + "\n".join(table_lines(write(out, counts))))
+    print("\n" + "\n".join(table_lines(write(out, counts, rule))))
     print(f"robustness: {out / 'robustness.json'}, {out / 'robustness.png'}")
+
+
+def _report(args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, result: Any) -> None:
+    from spark_seg.evaluation.report.build import write_report
+    from spark_seg.evaluation.report.data import load_run, worst_first
+    from spark_seg.evaluation.report.pictures import (
+        PICTURES_FILE,
+        choose,
+        predict_pictures,
+        save_pictures,
+    )
+    from spark_seg.evaluation.sums import image_values
+
+    values = image_values(result.counts, result.rule)
+    order = worst_first(result.counts, values)
+    count = 6 if args.report_images is None else args.report_images
+    chosen = choose(result.counts.ids.tolist(), order, count)
+    pictures = []
+    if chosen:
+        pictures = predict_pictures(
+            cfg, checkpoint, chosen, args.split, args.strategy, args.trust_checkpoint
+        )
+    save_pictures(out / PICTURES_FILE, pictures)
+    print(f"report: {write_report([load_run(out)], out / 'report.html')}")

@@ -24,18 +24,22 @@ if TYPE_CHECKING:
 REGIONS = ("all", "foreground", "predicted")
 BINS = 15
 UNIT = 1 << 24  # parts of 1 in which confidence and nats are counted
-_LARGEST_LOGIT = 1e4  # keeps the sums of a diverged model finite, and within int64
+_LARGEST_LOGIT = 1e3  # keeps the sums of a diverged model finite, and within int64
 
 
 def sample_truth(truth: "torch.Tensor", size: tuple[int, int]) -> "torch.Tensor":
     """The truth at the pixels nearest to the centres of a coarser grid: [H, W] -> [h, w]."""
     import torch
 
-    rows, cols = (
+    (height, width), (rows, cols) = truth.shape, size
+    if height % rows == 0 and width % cols == 0:
+        down, across = height // rows, width // cols
+        return truth[down // 2 :: down, across // 2 :: across]
+    places = (
         (torch.arange(n, device=truth.device) * 2 + 1) * full // (2 * n)
-        for n, full in zip(size, truth.shape, strict=True)
+        for n, full in ((rows, height), (cols, width))
     )
-    return truth[rows[:, None], cols[None]]
+    return truth[next(places)][:, next(places)]
 
 
 def calibration_counts(
@@ -44,7 +48,7 @@ def calibration_counts(
     """Sums of one image, on the logits' device and without waiting for it.
 
     Args:
-        logits: [C, h, w], any floating dtype; computed in fp32. Infinite ones are clamped to 1e4
+        logits: [C, h, w], any floating dtype; computed in fp32. Infinite ones are clamped to 1000
             and NaN counts as 0, so that a diverged model has bad numbers, not none.
         truth: Class indices [H, W], of the same picture at its own size; 255 is not counted.
         bins: How many bins of equal width; the k-th holds confidences in (k / bins, (k + 1) / bins].
@@ -58,34 +62,32 @@ def calibration_counts(
     with torch.no_grad():
         scores = logits.detach().reshape(logits.shape[0], -1).float()
         limit = _LARGEST_LOGIT
-        scores = scores.nan_to_num(0.0, limit, -limit).clamp(-limit, limit)
-        target = sample_truth(truth, (logits.shape[1], logits.shape[2])).reshape(-1).long()
-        counted = target != IGNORE_INDEX
-        target = target.where(counted, target.new_zeros(()))
-        best, found = scores[0], torch.zeros_like(target)
-        for index in range(1, scores.shape[0]):  # far faster than max over dim 0 on a CPU
+        scores = scores.nan_to_num(0.0, limit, -limit).clamp_(-limit, limit)
+        # Labels as uint8, and no torch.where with plain numbers: on a CPU five times as fast.
+        target = sample_truth(truth, (logits.shape[1], logits.shape[2])).reshape(-1)
+        target = target.to(torch.uint8)
+        best, own, found = scores[0], scores[0], torch.zeros_like(target)
+        for index in range(1, scores.shape[0]):
             better = scores[index] > best
-            found = torch.where(better, index, found)
+            found = torch.maximum(found, better.to(torch.uint8) * index)
             best = torch.maximum(best, scores[index])
+            own = torch.where(target == index, scores[index], own)
         total = (scores - best).exp_().sum(0)  # >= 1: the largest term is 1
-        confidence = (UNIT / total.double()).round_().long()
-        loss = best - scores.gather(0, target[None])[0] + total.log()
-        nats = (loss.double() * UNIT).round_().long()
-        level = torch.div(confidence * bins - 1, UNIT, rounding_mode="floor").clamp_(0, bins - 1)
+        confidence = (UNIT / total.double()).round_()  # whole numbers up to 2**24
+        nats = (best.sub(own).add_(total.log_()) * UNIT).round_().double()
+        level = ((confidence * bins - 1) / UNIT).floor_().clamp_(0, bins - 1).int()
         # One cell for each bin, truth in or out of the foreground, likewise prediction, right or not.
-        cell = ((level * 2 + (target > 0)) * 2 + (found > 0)) * 2 + (found == target)
-        cell = cell.where(counted, cell.new_full((), 8 * bins))
-        pixels = torch.bincount(cell, minlength=8 * bins + 1)[:-1]
-        # Sums of integers below 2**53 in float64: exact in any order.
-        weight = torch.bincount(cell, weights=confidence.double(), minlength=8 * bins + 1)[:-1]
-        count = pixels.reshape(bins, 2, 2, 2)
-        weight = weight.long().reshape(bins, 2, 2, 2)
+        kind = (target > 0).to(torch.uint8) * 4 + (found > 0).to(torch.uint8) * 2
+        kind = kind + (found == target)
+        cell = (level * 8).add_(kind).masked_fill_(target == IGNORE_INDEX, 8 * bins)
+        # Sums of whole numbers below 2**53 in float64: exact in any order.
+        count, weight, loss = (
+            torch.bincount(cell, weights, 8 * bins + 1)[:-1].long().reshape(bins, 2, 2, 2)
+            for weights in (None, confidence, nats)
+        )
         table = torch.stack([count.sum(3), count[..., 1], weight.sum(3)], -1)  # [bins, 2, 2, 3]
         sums = torch.stack([table.sum((1, 2)), table[:, 1].sum(1), table[:, :, 1].sum(1)])
-        nats = nats * counted
-        return sums, torch.stack(
-            [nats.sum(), (nats * (target > 0)).sum(), (nats * (found > 0)).sum()]
-        )
+        return sums, torch.stack([loss.sum(), loss[:, 1].sum(), loss[:, :, 1].sum()])
 
 
 def empty_sums(images: int, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,8 @@ import numpy as np
 from spark_seg.atomic import make_folder, write_bytes
 from spark_seg.corruptions import KINDS
 from spark_seg.errors import UserError, UserFileNotFoundError
-from spark_seg.evaluation.challenge import challenge_scores
-from spark_seg.evaluation.counts import pooled
-from spark_seg.evaluation.scores import scores
+from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule
+from spark_seg.evaluation.table import metrics_of
 
 CLEAN = "clean"
 SCORE = "spark/score"
@@ -62,8 +61,12 @@ class FaultCounts:
             raise UserError(f"{path} holds no counts under faults ({error})") from error
 
 
-def summary(counts: FaultCounts) -> dict[str, Any]:
+def summary(counts: FaultCounts, rule: ChallengeRule = BELIEVED) -> dict[str, Any]:
     """All that is told about robustness, plain values ready for JSON.
+
+    Args:
+        counts: Of the frames under every fault.
+        rule: The challenge's score.
 
     Returns:
         `score`: the key that means and the worst are taken of; `images`, `of`: how many of the split's; `severities`;
@@ -71,7 +74,7 @@ def summary(counts: FaultCounts) -> dict[str, Any]:
         JSON has it), `mean` and `worst` score; `mean`, over kinds and severities; `worst`: `kind`, `severity`,
         `score`. `relative` beside each mean and worst is its share of the clean score, None where that is 0.
     """
-    flat = [_scores(stack) for stack in counts.confusion]
+    flat = [_scores(stack, rule) for stack in counts.confusion]
     clean = flat[0][SCORE]
 
     def relative(value: float) -> float | None:
@@ -115,9 +118,9 @@ def summary(counts: FaultCounts) -> dict[str, Any]:
     }
 
 
-def _scores(stack: np.ndarray) -> dict[str, float]:
-    both = {**scores(pooled(stack)), **challenge_scores(stack)}
-    return {key: float(both[key]) for key in _KEPT}
+def _scores(stack: np.ndarray, rule: ChallengeRule) -> dict[str, float]:
+    found = metrics_of(stack, rule)
+    return {key: found[key] for key in _KEPT}
 
 
 def table_lines(found: dict[str, Any]) -> list[str]:
@@ -154,10 +157,12 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def write(folder: str | Path, counts: FaultCounts) -> dict[str, Any]:
+def write(
+    folder: str | Path, counts: FaultCounts, rule: ChallengeRule = BELIEVED
+) -> dict[str, Any]:
     """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary."""
     folder = make_folder(folder)
-    found = summary(counts)
+    found = summary(counts, rule)
     counts.save(folder / "robustness.npz")
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     write_bytes(folder / "robustness.json", text.encode())

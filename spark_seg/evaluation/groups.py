@@ -143,24 +143,36 @@ def group_scores(
     return found
 
 
-_SHOWN = ("spark/score", "spark/body", "spark/panel", "IoU/body", "IoU/panel", "boundary_IoU/craft")
+_SHOWN = {
+    "spark/score": "spark/score",
+    "spark/body": "body",
+    "spark/panel": "panel",
+    "IoU/body": "IoU body",
+    "IoU/panel": "IoU panel",
+    "boundary_IoU/craft": "boundary",
+}
 _TITLES = {
     "satellite": "satellite",
-    "size": "craft's area in the image",
+    "size": "craft's area",
     "background": "background",
-    "panel": "panel's area to the body's",
+    "panel": "panel to body",
 }
 
 
 def group_lines(found: Sequence[GroupScores]) -> list[str]:
-    """Groups of one kind as a table of text, in percent; without groups no line."""
+    """Groups of one kind as a table of text, in percent; without groups no line.
+
+    Where no image's panel counts, `-` stands for the challenge's score and its panel.
+    """
     if not found:
         return []
     keys = [key for key in _SHOWN if key in found[0].metrics]
-    rows = [[_TITLES[found[0].by], "images", *keys[:1], "95 %", *keys[1:]]]
+    heads = [_SHOWN[key] for key in keys]
+    rows = [[_TITLES[found[0].by], "images", *heads[:1], "95 %", *heads[1:]]]
     for one in found:
-        cells = [percent(one.metrics[key]) for key in keys]
-        ends = one.intervals.get("spark/score")
+        unknown = {"spark/score", "spark/panel"} if not one.metrics["spark/panel_images"] else set()
+        cells = ["-" if key in unknown else percent(one.metrics[key]) for key in keys]
+        ends = None if unknown else one.intervals.get("spark/score")
         cells.insert(1, f"{percent(ends[0])}-{percent(ends[1])}" if ends else "-")
         rows.append([one.label, str(one.images), *cells])
     return grid(rows)

@@ -16,6 +16,7 @@ compat.install()
 from mmseg.registry import METRICS  # noqa: E402
 
 from spark_seg.atomic import make_folder  # noqa: E402
+from spark_seg.datasets.memory import reuse_memory  # noqa: E402
 from spark_seg.errors import UserError  # noqa: E402
 from spark_seg.evaluation.boundary import BAND_SHARE, BOUNDARY_PX  # noqa: E402
 from spark_seg.evaluation.calibration import BINS, calibration_counts  # noqa: E402
@@ -85,6 +86,7 @@ class SparkMetric(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        reuse_memory()  # a frame's pictures are made anew for every image
         self.out = out
         self.table = table
         self.details = details

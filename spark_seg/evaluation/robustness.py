@@ -184,6 +184,8 @@ def measure(
     from spark_seg.engine.checkpoints import load_state_dict
 
     class _Nothing(BaseMetric):
+        default_prefix = ""  # None would make mmengine warn
+
         def process(self, data_batch: Any, data_samples: Any) -> None: ...
         def compute_metrics(self, results: list) -> dict:
             return {}

@@ -130,6 +130,10 @@ def evaluate(
     from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.evaluation.metric import SparkMetric
 
+    if split == "test":
+        raise UserError(
+            "the split 'test' has no masks to score against: --split train or val, or tools/infer.py"
+        )
     weights = load_state_dict(checkpoint, trust)
     cfg = copy.deepcopy(cfg)
     dataloader = copy.deepcopy(cfg.val_dataloader)

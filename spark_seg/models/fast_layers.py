@@ -94,13 +94,16 @@ class SumConv2d(PointwiseConv2d):
         """Maps [B, C_i, H_i, W_i], one of them of `size` (H, W), -> [B, O, H, W] with channels last."""
         weight, bias = self.matrix(affine)
         parts = weight.split([x.shape[1] for x in maps], dim=1)
-        total = None
-        for x, part in zip(maps, parts, strict=True):
-            # The bias once, with the first map: resizing leaves a constant as it is.
+        total: Tensor | None = None
+        for x, part in zip(reversed(maps), reversed(parts), strict=True):
+            # The bias once, with the smallest map: resizing leaves a constant as it is.
             out = to_nchw(F.linear(to_nhwc(x), part, bias if total is None else None))
             if x.shape[2:] != size:
                 out = resize(out, size=size, mode=mode, align_corners=align_corners)
-            total = out if total is None else total.add_(out)
+            if total is None:
+                total = out
+            else:  # in place on a view, autograd would copy the whole map
+                total = total + out if torch.is_grad_enabled() else total.add_(out)
         assert total is not None
         return total
 

@@ -1,6 +1,6 @@
 """Scores a submission against masks, so that the whole chain is scored, the zip's writing included.
 
-python -m spark_seg.submission.score submission.zip --truth FOLDER [--json FILE]
+python -m spark_seg.submission.score submission.zip --truth FOLDER [--json FILE] [--counts FILE]
 """
 
 import argparse
@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 from spark_seg.atomic import make_folder
+from spark_seg.datasets.memory import reuse_memory
 from spark_seg.errors import UserError, UserFileNotFoundError
-from spark_seg.evaluation.counts import ImageCounts, confusion
-from spark_seg.evaluation.table import metrics_of, table_lines, write_metrics_json
+from spark_seg.evaluation.bootstrap import RESAMPLES
+from spark_seg.evaluation.frame import DEFAULT_OPTIONS, CountOptions, count_frame
+from spark_seg.evaluation.run import summarize
+from spark_seg.evaluation.store import ImageCounts
+from spark_seg.evaluation.table import write_metrics_json
 from spark_seg.labels import read_mask
 from spark_seg.progress import track
 from spark_seg.submission.check import open_zip, read_labels, structure
@@ -46,15 +50,19 @@ def find_truth(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def score_zip(
-    zip_path: str | os.PathLike[str], truth: str | os.PathLike[str], progress: bool = False
+    zip_path: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    progress: bool = False,
+    options: CountOptions = DEFAULT_OPTIONS,
 ) -> ImageCounts:
-    """Counts of every image of a submission.
+    """Counts of every image of a submission, as evaluation counts them; no logits, so no calibration.
 
     Args:
         zip_path: The submission, of either dtype.
         truth: Folder of masks, colour or index, of the images' own size; named as in the data
             (`test_00000_layer.jpg`) or as in the zip.
         progress: Whether to show progress on stderr.
+        options: What is counted.
 
     Returns:
         The counts per image; ids are the members' stems without `_layer`, satellites are empty.
@@ -65,6 +73,7 @@ def score_zip(
             another size than the mask's, a file that is no mask.
     """
     masks = find_truth(truth)
+    reuse_memory()
     rows = []
     with open_zip(zip_path) as archive:
         infos = archive.infolist()
@@ -74,10 +83,13 @@ def score_zip(
         for info in items:
             mask = read_mask(masks[info.filename])
             height, width = mask.shape
-            labels, _ = read_labels(archive, info, (height, width))
+            try:
+                labels, _ = read_labels(archive, info, (height, width))
+            except UserError as error:
+                raise UserError(f"{zip_path}: {error}") from error
             name = info.filename.removesuffix("_layer.npz")
-            rows.append((name, "", confusion(labels, mask)))
-    return ImageCounts.collect(rows)
+            rows.append((name, "", count_frame(labels, mask, options)))
+    return ImageCounts.collect(rows, options)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,12 +100,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("zip", help="the submission")
     parser.add_argument("--truth", required=True, help="folder of masks, named as in the data")
     parser.add_argument("--json", help="write the numbers into this file, flat keys, 0 to 1")
+    parser.add_argument("--counts", help="write the counts into this file, for tools/compare.py")
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        help=f"of the bootstrap, for 95 %% intervals; 0: none (default: {RESAMPLES})",
+    )
     args = parser.parse_args(argv)
+    if args.resamples < 0:
+        raise UserError(f"--resamples {args.resamples}: give a number from 0 up")
     counts = score_zip(args.zip, args.truth, progress=True)
-    print("\n".join(table_lines(counts.confusion)))
+    found = summarize(counts, resamples=args.resamples)
+    print("\n".join(found.table))
     if args.json:
         make_folder(Path(args.json).parent)
-        write_metrics_json(args.json, metrics_of(counts.confusion))
+        write_metrics_json(args.json, found.metrics)
+    if args.counts:
+        make_folder(Path(args.counts).parent)
+        counts.save(args.counts)
     return 0
 
 

@@ -1,6 +1,9 @@
 """Scoring a zip: equal to counting the masks directly, and clear about what does not fit."""
 
+import io
 import json
+import subprocess
+import sys
 import zipfile
 
 import cv2
@@ -8,7 +11,9 @@ import numpy as np
 import pytest
 
 from spark_seg.errors import UserError, UserFileNotFoundError
+from spark_seg.evaluation.bootstrap import intervals
 from spark_seg.evaluation.counts import confusion
+from spark_seg.evaluation.store import ImageCounts
 from spark_seg.evaluation.table import metrics_of, table_lines
 from spark_seg.labels import colorize
 from spark_seg.submission.score import find_truth, main, score_zip
@@ -84,10 +89,17 @@ def test_names_of_the_labelled_splits(tmp_path):
 def test_command_prints_the_table_and_writes_the_numbers(tmp_path, zipped, capsys):
     truth = write_truth(tmp_path / "truth")
     target = tmp_path / "new" / "score.json"
-    assert main([str(zipped), "--truth", str(truth), "--json", str(target)]) == 0
+    saved = tmp_path / "new" / "counts.npz"
+    args = ["--truth", str(truth), "--json", str(target), "--counts", str(saved)]
+    assert main([str(zipped), *args]) == 0
+    counts = ImageCounts.load(saved)
     stack = np.stack([confusion(FOUND[name], TRUTH[name]) for name in NAMES])
-    assert capsys.readouterr().out.splitlines() == table_lines(stack)
-    assert json.loads(target.read_text()) == pytest.approx(metrics_of(stack))
+    np.testing.assert_array_equal(counts.confusion, stack)
+    lines = table_lines(counts, intervals=intervals(counts))
+    assert capsys.readouterr().out.splitlines()[: len(lines)] == lines
+    assert json.loads(target.read_text()) == pytest.approx(metrics_of(counts))
+    assert main([str(zipped), "--truth", str(truth), "--resamples", "0"]) == 0
+    assert "intervals of 95 %" not in capsys.readouterr().out
 
 
 def test_missing_truth(tmp_path, zipped):
@@ -146,3 +158,86 @@ def test_a_zip_with_a_folder_inside(tmp_path, zipped):
     with pytest.raises(UserError, match="4 members lie in a folder") as error:
         score_zip(nested, truth)
     assert "\n" not in str(error.value)
+
+
+def test_an_extra_member(tmp_path):
+    truth = write_truth(tmp_path / "truth")
+    found = FOUND | {"test_00009_img.jpg": mask(9)}
+    with pytest.raises(UserError, match=r"1 members belong to no image: 'test_00009_layer\.npz'"):
+        score_zip(write_zip(tmp_path / "out", found=found), truth)
+
+
+def entries(zipped):
+    with zipfile.ZipFile(zipped) as source:
+        return {name: source.read(name) for name in source.namelist()}
+
+
+def rewrite(path, members):
+    with zipfile.ZipFile(path, "w") as target:
+        for name, data in members.items():
+            target.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["/tmp/{}", "../{}", "a/../../{}", "C:/{}", "..\\{}"])
+def test_names_that_lead_out(tmp_path, zipped, name):
+    truth = write_truth(tmp_path / "truth")
+    members = {name.format(key): data for key, data in entries(zipped).items()}
+    with pytest.raises(UserError, match="4 members have absolute or outside paths") as error:
+        score_zip(rewrite(tmp_path / "bad.zip", members), truth)
+    assert "\n" not in str(error.value)
+
+
+class Bomb:
+    """Unpickling it would leave a trace."""
+
+    fuse = "unpickled"
+
+    def __reduce__(self):
+        import pathlib
+
+        return pathlib.Path.touch, (pathlib.Path(Bomb.fuse),)
+
+
+def npz(array):
+    file = io.BytesIO()
+    np.savez_compressed(file, data=array)
+    return file.getvalue()
+
+
+def test_an_object_array_is_not_unpickled(tmp_path, zipped, monkeypatch):
+    truth = write_truth(tmp_path / "truth")
+    monkeypatch.setattr(Bomb, "fuse", str(tmp_path / "unpickled"))
+    members = entries(zipped)
+    members["test_00002_layer.npz"] = npz(np.array([Bomb()], object))
+    with pytest.raises(
+        UserError, match=r"bad\.zip: test_00002_layer\.npz: an object array"
+    ) as error:
+        score_zip(rewrite(tmp_path / "bad.zip", members), truth)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, zipped):
+    truth = write_truth(tmp_path / "truth")
+    members = entries(zipped)
+    members["test_00001_layer.npz"] = npz(np.zeros((8192, 4096, 3), bool))
+    with pytest.raises(UserError, match=r"test_00001_layer\.npz: declares 100663424 bytes"):
+        score_zip(rewrite(tmp_path / "bad.zip", members), truth)
+
+
+def test_mistakes_on_the_command_line_are_one_line_and_a_code(tmp_path, zipped):
+    truth = write_truth(tmp_path / "truth")
+    (tmp_path / "text.zip").write_text("no zip")
+    code = "import sys; from spark_seg.submission.score import main; assert not {'torch', 'mmseg'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for args in (
+        [str(tmp_path / "text.zip"), "--truth", str(truth)],
+        [str(zipped), "--truth", str(tmp_path / "none")],
+        [str(zipped), "--truth", str(truth), "--resamples", "-1"],
+    ):
+        command = [sys.executable, "-m", "spark_seg.submission.score", *args]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1

@@ -15,6 +15,7 @@ CLASS_COLOURS = {"background": "#767676", "body": "#d55e00", "panel": "#0072b2"}
 WHOLE = "#222222"
 RUN_COLOURS = ("#55585c", "#009e73")
 SHAPES = ("circle", "diamond")
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,12 @@ class Canvas:
         )
 
     def path(
-        self, xs: Sequence[float], ys: Sequence[float], colour: str, width: float = 2, dash: str = ""
+        self,
+        xs: Values,
+        ys: Values,
+        colour: str,
+        width: float = 2,
+        dash: str = "",
     ) -> None:
         if not len(xs):
             return
@@ -82,16 +88,18 @@ class Canvas:
             f'stroke-linejoin="round"{dashed}/>'
         )
 
-    def cloud(self, xs: Sequence[float], ys: Sequence[float], colour: str) -> None:
+    def cloud(self, xs: Values, ys: Values, colour: str) -> None:
         """Many dots as one path, a dozen bytes each."""
         points = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in zip(xs, ys, strict=True))
         if points:
             self.parts.append(
-                f'<path d="{points}" stroke="{colour}" stroke-width="4" stroke-linecap="round" '
-                'fill="none" opacity=".28"/>'
+                f'<path d="{points}" stroke="{colour}" stroke-width="{5 if len(xs) < 300 else 4}" '
+                f'stroke-linecap="round" fill="none" opacity="{min(0.6, max(0.28, 60 / len(xs))):.2f}"/>'
             )
 
-    def mark(self, x: float, y: float, colour: str, shape: str = "circle", size: float = 4.5) -> None:
+    def mark(
+        self, x: float, y: float, colour: str, shape: str = "circle", size: float = 4.5
+    ) -> None:
         if shape == "circle":
             self.parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" fill="{colour}" stroke="#fff"/>'
@@ -156,6 +164,12 @@ def lower_end(values: Sequence[float]) -> float:
     return float(start) if start >= 0.3 else 0.0
 
 
+def upper_end(values: Sequence[float]) -> float:
+    """A round end of an axis from 0: 1, or the next tenth where nothing reaches half."""
+    high = max(values, default=1.0)
+    return float(np.ceil(high * 10 + 0.2) / 10) if high < 0.48 else 1.0
+
+
 def _ticks(low: float, high: float) -> list[float]:
     step = 0.1 if high - low <= 0.55 else 0.2
     return [float(v) for v in np.arange(round(low / step), round(high / step) + 1) * step]
@@ -166,7 +180,13 @@ def _short(text: str, limit: int) -> str:
 
 
 def dots(
-    rows: Sequence[Row], series: Sequence[Series], title: str, width: float = 540, left: float = 150
+    rows: Sequence[Row],
+    series: Sequence[Series],
+    title: str,
+    width: float = 540,
+    left: float = 150,
+    stacked: bool = True,
+    line: tuple[float, str] | None = None,
 ) -> str:
     """Rows of dots with their intervals on one axis; the values are written on the right.
 
@@ -176,28 +196,46 @@ def dots(
         title: For those who cannot see it.
         width: Of the drawing.
         left: The width of the labels.
+        stacked: Whether a row's dots have a line each; else they share one, and no value is written.
+        line: A value to be drawn across all rows, and its name.
     """
     present = [p for row in rows for p in row.points if p is not None]
     ends = [v for p in present for v in (p.value, p.low) if v is not None]
     low = lower_end(ends)
-    step, top, right = 15, 26, 14 + 40
-    pitch = step * len(series) + 9
+    tops = [p.value if p.high is None else p.high for p in present] + [line[0] if line else 0.0]
+    high = upper_end(tops) if low == 0 else 1.0
+    step, top, right = (15, 26, 54) if stacked else (0, 26, 16)
+    pitch = step * len(series) + 9 if stacked else 25
     height = top + pitch * len(rows) + 34
     canvas = Canvas(width, height, title)
 
     def at(value: float) -> float:
-        return left + (value - low) / (1 - low) * (width - left - right)
+        return left + (value - low) / (high - low) * (width - left - right)
 
     if len(series) > 1:
         canvas.legend(series, left, 14)
-    for tick in _ticks(low, 1):
+    for tick in _ticks(low, high):
         canvas.line(at(tick), top, at(tick), height - 30)
         canvas.text(at(tick), height - 14, percent(tick, 0), "middle", DIM, 11)
+    if line is not None:
+        canvas.line(at(line[0]), top - 4, at(line[0]), height - 30, INK, 1, "4 3")
+        near = at(line[0]) > width - 90
+        canvas.text(
+            at(line[0]) + (-5 if near else 5),
+            height - 33,
+            line[1],
+            "end" if near else "start",
+            DIM,
+            11,
+        )
     for index, row in enumerate(rows):
         middle = top + pitch * (index + 0.5)
         canvas.text(left - 10, middle + (0 if row.note else 4), _short(row.label, 21), "end")
         if row.note:
             canvas.text(left - 10, middle + 12, row.note, "end", DIM, 10)
+        shown = [p.value for p in row.points if p is not None]
+        if not stacked and shown:
+            canvas.line(at(max(min(shown), low)), middle, at(max(shown)), middle, "#c9cdd2", 2)
         for place, (one, point) in enumerate(zip(series, row.points, strict=True)):
             if point is None:
                 continue
@@ -205,7 +243,8 @@ def dots(
             if point.low is not None and point.high is not None:
                 canvas.line(at(max(point.low, low)), y, at(point.high), y, one.colour, 2)
             canvas.mark(at(max(point.value, low)), y, one.colour, one.shape)
-            canvas.text(width - 4, y + 4, percent(point.value), "end", one.colour, 11)
+            if stacked:
+                canvas.text(width - 4, y + 4, percent(point.value), "end", one.colour, 11)
     return canvas.svg()
 
 
@@ -231,6 +270,8 @@ def lines(
     diagonal: bool = False,
     bars: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     bands: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = (),
+    zone: tuple[float, float] | None = None,
+    legend: bool = True,
     width: float = 540,
     height: float = 330,
 ) -> str:
@@ -248,6 +289,8 @@ def lines(
         diagonal: Whether to draw where x equals y.
         bars: (low, high, share) of bars from below, in light grey.
         bands: (colour, x, low, high): vertical intervals.
+        zone: A part of the x axis to be shaded.
+        legend: Whether to name the curves above.
         width: Of the drawing.
         height: Likewise.
     """
@@ -262,6 +305,9 @@ def lines(
         share = (np.asarray(value, float) - y_range[0]) / (y_range[1] - y_range[0])
         return height - bottom - np.clip(share, 0, 1) * (height - top - bottom)
 
+    if zone is not None:
+        x0, x1 = (float(at_x(end)) for end in zone)
+        canvas.bar(x0, top, x1 - x0, height - top - bottom, "#f1f3f6")
     for tick in _ticks(*y_range):
         y = float(at_y(tick))
         canvas.line(left, y, width - right, y)
@@ -289,7 +335,7 @@ def lines(
         if curve.marks:
             for x, y in zip(xs, ys, strict=True):
                 canvas.mark(x, y, curve.series.colour, curve.series.shape, 4)
-    if len(curves) > 1 or clouds:
+    if legend and (len(curves) > 1 or clouds):
         canvas.legend([curve.series for curve in curves], left, 16, lines=True)
     canvas.text((left + width - right) / 2, height - 8, x_label, "middle", DIM)
     canvas.text(13, (top + height - bottom) / 2, y_label, "middle", DIM, turn=True)

@@ -64,9 +64,8 @@ def choose(ids: Sequence[str], order: np.ndarray, count: int) -> dict[str, tuple
     by_id = np.argsort(np.asarray(ids))
     evenly = [by_id[(2 * k + 1) * total // (2 * count)] for k in range(count)]
     found: dict[str, tuple[str, ...]] = {}
-    for name, which in zip(
-        SETS, (order[:count], order[start : start + count], evenly), strict=True
-    ):
+    parts: tuple[Iterable[int], ...] = order[:count], order[start : start + count], evenly
+    for name, which in zip(SETS, parts, strict=True):
         for index in which:
             key = str(ids[index])
             found[key] = (*found.get(key, ()), name)
@@ -208,7 +207,8 @@ def predict_pictures(
             for sample in data_samples:
                 image = read_image(sample["img_path"])
                 truth, labels = (
-                    label_map(sample, name).astype(np.uint8) for name in ("gt_sem_seg", "pred_sem_seg")
+                    label_map(sample, name).astype(np.uint8)
+                    for name in ("gt_sem_seg", "pred_sem_seg")
                 )
                 key = str(sample["sample_id"])
                 area, tiles = render(image, truth, labels)

@@ -1,0 +1,158 @@
+"""`compare.py A B`: is run B better than run A on the images that both have seen?"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spark_seg.cli.common import Parser
+from spark_seg.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from spark_seg.evaluation.challenge import ChallengeRule
+    from spark_seg.evaluation.compare import Comparison, Difference
+
+MAIN = "spark/score"
+_SHOWN = (
+    MAIN,
+    "spark/body",
+    "spark/panel",
+    "mIoU/foreground",
+    "IoU/body",
+    "IoU/panel",
+    "per_image/mIoU/foreground",
+    "boundary_IoU/craft",
+    "boundary_F1px/craft",
+    "box_IoU",
+    "ECE",
+    "NLL",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses, compares, prints the table and the verdict; returns the exit code."""
+    parser = Parser(
+        prog="compare", description="Compare two evaluations by a paired bootstrap over images."
+    )
+    parser.add_argument("a", help="output folder of tools/test.py, or its counts.npz")
+    parser.add_argument("b", help="the same of the run that should be better")
+    parser.add_argument(
+        "--key", default=MAIN, help=f"the score that the verdict is about (default: {MAIN})"
+    )
+    parser.add_argument("--all", action="store_true", help="show every score")
+    parser.add_argument("--resamples", type=int, default=10_000, help="default: 10000")
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers into this file")
+    _add_rule(parser)
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: give a number from 0 up")
+
+    from spark_seg.evaluation.compare import compare, load_counts
+
+    found = compare(
+        load_counts(args.a),
+        load_counts(args.b),
+        _rule(args),
+        resamples=args.resamples,
+        seed=args.seed,
+    )
+    if args.key not in found.rows:
+        raise UserError(f"--key {args.key}: no such score{nearest(args.key, found.rows)}")
+    print("\n".join(report_lines(found, args.a, args.b, args.key, args.all)))
+    if args.json:
+        _write(args.json, found)
+    return 0
+
+
+def _add_rule(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--thresholds", type=float, nargs="+", help="of spark/score (default: 0.5 0.55 ... 0.95)"
+    )
+    parser.add_argument(
+        "--panel-share",
+        type=float,
+        help="least panel area, as a share of the body's, at which a panel counts (default: 0.05)",
+    )
+    parser.add_argument(
+        "--empty-union",
+        type=float,
+        help="what a part earns that is neither true nor predicted, where it counts (default: 0)",
+    )
+
+
+def _rule(args: argparse.Namespace) -> "ChallengeRule":
+    from spark_seg.evaluation.challenge import ChallengeRule
+
+    names = ("thresholds", "panel_share", "empty_union")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if "thresholds" in given:
+        given["thresholds"] = tuple(given["thresholds"])
+    return ChallengeRule(**given)
+
+
+def report_lines(
+    found: "Comparison", name_a: str, name_b: str, key: str = MAIN, every: bool = False
+) -> list[str]:
+    """The comparison as lines of text: images, table, verdict."""
+    from spark_seg.evaluation.table import grid
+
+    keys = [k for k in found.rows if every or k in _SHOWN or k == key]
+    keys.sort(key=lambda k: (k != key, _SHOWN.index(k) if k in _SHOWN else len(_SHOWN)))
+    rows = [["score", "A", "B", "B - A", f"{found.level:.0%}".replace("%", " %"), "p", "B is"]]
+    rows += [[k, *_cells(k, found.rows[k])] for k in keys]
+    shared = f"{found.images} image{'s' * (found.images != 1)} in both"
+    alone = [
+        f"{len(ids)} in {run} only (first {ids[0]})"
+        for run, ids in (("A", found.only_a), ("B", found.only_b))
+        if ids
+    ]
+    return [
+        f"A: {name_a}",
+        f"B: {name_b}",
+        ", ".join([shared, *alone]) + ("; those are left out" if alone else ""),
+        "",
+        *grid(rows),
+        "scores in percent, NLL in nats; lower is better for ECE and NLL",
+        "",
+        verdict(key, found.rows[key], found.level),
+    ]
+
+
+def _cells(key: str, row: "Difference") -> list[str]:
+    def shown(value: float, sign: str = "") -> str:
+        return f"{value:{sign}.4f}" if key.startswith("NLL") else f"{100 * value:{sign}.2f}"
+
+    span = f"{shown(row.low, '+')} to {shown(row.high, '+')}"
+    return [
+        shown(row.a),
+        shown(row.b),
+        shown(row.difference, "+"),
+        span,
+        f"{row.p:.4f}",
+        row.verdict,
+    ]
+
+
+def verdict(key: str, row: "Difference", level: float) -> str:
+    """One plain sentence: whether B is better, worse, or nobody can tell."""
+    _, _, difference, span, _, _ = _cells(key, row)
+    ends = f"{level:.0%} interval {span}".replace("%", " %")
+    if row.verdict == "better":
+        return f"B is better than A by {key}: {difference} ({ends})"
+    if row.verdict == "worse":
+        return f"B is worse than A by {key}: {difference} ({ends})"
+    share = f"{row.share_worse:.0%}".replace("%", " %")
+    return (
+        f"These images do not tell whether B is better than A by {key}: {difference} ({ends}); "
+        f"B is not better in {share} of the resamplings"
+    )
+
+
+def _write(path: str, found: "Comparison") -> None:
+    import json
+    from dataclasses import asdict
+
+    from spark_seg.atomic import make_folder, write_bytes
+
+    make_folder(Path(path).parent)
+    write_bytes(path, (json.dumps(asdict(found), indent=1, allow_nan=False) + "\n").encode())

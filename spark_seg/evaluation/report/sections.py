@@ -1,0 +1,258 @@
+"""What a report shows of one run, or of two side by side; each function makes one section or none."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spark_seg.evaluation.counts import pooled
+from spark_seg.evaluation.groups import GroupScores, group
+from spark_seg.evaluation.report.charts import (
+    CLASS_COLOURS,
+    RUN_COLOURS,
+    SHAPES,
+    WHOLE,
+    Curve,
+    Point,
+    Row,
+    Series,
+    dots,
+    lines,
+    percent,
+    shade,
+)
+from spark_seg.evaluation.report.data import Run
+from spark_seg.evaluation.report.page import Cell, Section, figure, paragraph, table
+from spark_seg.evaluation.scores import ratio
+from spark_seg.labels import CLASSES
+
+PARTS = ("body", "panel")
+
+
+def run_series(runs: Sequence[Run]) -> list[Series]:
+    """Colour and shape of each run of a pair."""
+    return [
+        Series(f"{letter}: {short(run.name, 44)}", colour, shape, dash)
+        for letter, run, colour, shape, dash in zip(
+            "AB", runs, RUN_COLOURS, SHAPES, ("6 4", ""), strict=False
+        )
+    ]
+
+
+def short(text: str, limit: int) -> str:
+    """The text, its middle left out where it is too long."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}…{text[-(limit - limit // 2 - 1) :]}"
+
+
+def _point(run: Run, key: str) -> Point | None:
+    return Point(run.metrics[key], *run.interval(key)) if key in run.metrics else None
+
+
+def named(run: Run, runs: Sequence[Run]) -> str:
+    """Which of two runs; nothing where there is one."""
+    return f"{'AB'[runs.index(run)]}: {short(run.name, 44)}" if len(runs) > 1 else ""
+
+
+def classes(runs: Sequence[Run]) -> Section:
+    """IoU, Dice, precision, recall and the boundary per class."""
+    kinds = {
+        "IoU": "IoU",
+        "Dice": "Dice",
+        "Precision": "precision",
+        "Recall": "recall",
+        "boundary_IoU": "boundary IoU",
+    }
+    if len(runs) == 1:
+        run = runs[0]
+        series = [Series(name, CLASS_COLOURS[name]) for name in CLASSES]
+        rows = [
+            Row(title, "", [_point(run, f"{kind}/{name}") for name in CLASSES])
+            for kind, title in kinds.items()
+            if f"{kind}/body" in run.metrics
+        ]
+    else:
+        series = run_series(runs)
+        rows = [
+            Row(f"{title} {name}", "", [_point(run, f"{kind}/{name}") for run in runs])
+            for kind, title in kinds.items()
+            for name in PARTS
+            if f"{kind}/body" in runs[0].metrics
+        ]
+    text = "All pixels of the split pooled, percent; lines are 95 % intervals over images."
+    drawing = figure(dots(rows, series, "scores per class", 500, 130), text)
+    tables = "".join(_class_table(run, named(run, runs)) for run in runs)
+    return Section("classes", "Classes", f'<div class="row">{drawing}<div>{tables}</div></div>')
+
+
+def _class_table(run: Run, name: str) -> str:
+    columns = [
+        ("IoU", "IoU/{}"),
+        ("image mean", "per_image/IoU/{}"),
+        ("boundary IoU", "boundary_IoU/{}"),
+        ("F 1 px", "boundary_F1px/{}"),
+        ("2 px", "boundary_F2px/{}"),
+        ("3 px", "boundary_F3px/{}"),
+    ]
+    columns = [c for c in columns if c[1].format("body") in run.metrics]
+    rows = []
+    for part in (*CLASSES, "craft"):
+        keys = [key.format(part) for _, key in columns]
+        if any(key in run.metrics for key in keys):
+            cells = [percent(run.metrics[k], 2) if k in run.metrics else "–" for k in keys]
+            rows.append([part, *cells])
+    heads = [head for head, _ in columns]
+    top = paragraph(name, "dim") if name else ""
+    told = (
+        "IoU pools all pixels; image mean is the mean over images. Boundary scores ask how well outlines "
+        "meet; craft is body and panel together."
+    )
+    return (
+        top + table(["class", *heads], rows) + (paragraph(told, "note") if len(columns) > 2 else "")
+    )
+
+
+_GROUP_TITLES = {
+    "satellite": ("satellites", "Satellites"),
+    "background": ("backgrounds", "Backgrounds"),
+    "panel": ("panels", "Panel share"),
+}
+
+
+def groups(runs: Sequence[Run], by: str) -> Section | None:
+    """The challenge's score by kind of image."""
+    anchor, title = _GROUP_TITLES[by]
+    found = [{one.label: one for one in run.groups.get(by, [])} for run in runs]
+    labels = list(dict.fromkeys(label for part in found for label in part))
+    if not labels:
+        return None
+    if len(runs) == 1:
+        keys = ("spark/score", "spark/body", "spark/panel")
+        series = [Series("score", WHOLE, "diamond")]
+        series += [Series(name, CLASS_COLOURS[name]) for name in PARTS]
+        rows = [
+            Row(label, _images(one), [_group_point(one, key) for key in keys])
+            for label, one in found[0].items()
+        ]
+    else:
+        series = run_series(runs)
+        rows = [
+            Row(
+                label,
+                _images(found[0].get(label) or found[1][label]),
+                [_group_point(part.get(label), "spark/score") for part in found],
+            )
+            for label in labels
+        ]
+    if by == "satellite":
+        rows.sort(key=lambda row: row.points[0].value if row.points[0] else 0.0)
+    drawing = dots(rows, series, f"score by {by}", width=700 if len(runs) == 1 else 640, left=170)
+    text = "Challenge's score, percent, with 95 % intervals over the images of each group."
+    if by == "satellite":
+        text += " Hardest first."
+    if by == "panel":
+        text += " Groups: the panel's true area as a share of the body's."
+    return Section(anchor, title, figure(drawing, text))
+
+
+def _images(one: GroupScores) -> str:
+    return f"{one.images} image{'s' if one.images != 1 else ''}"
+
+
+def _group_point(one: GroupScores | None, key: str) -> Point | None:
+    if one is None or (key == "spark/panel" and not one.metrics.get("spark/panel_images")):
+        return None
+    low, high = one.intervals.get(key, (None, None))
+    return Point(one.metrics[key], low, high)
+
+
+def matrix(runs: Sequence[Run]) -> Section:
+    """The confusion matrix, each row a share of the true class."""
+    parts = []
+    for run in runs:
+        total = pooled(run.counts.confusion)
+        share = ratio(total, total.sum(1, keepdims=True))
+        rows = []
+        for index, name in enumerate(CLASSES):
+            cells: list[Cell | str] = [f"truth: {name}"]
+            for found in range(len(CLASSES)):
+                back, ink = shade(float(share[index, found]))
+                count = f"{int(total[index, found]):,}".replace(",", "\u202f")
+                style = f"background:{back};color:{ink}"
+                cells.append(
+                    Cell(f"{percent(share[index, found], 2)} %", None, style, "c", f"{count} px")
+                )
+            rows.append(cells)
+        name = named(run, runs)
+        heads = ["", *(f"found: {name}" for name in CLASSES)]
+        parts.append(
+            f"<div>{paragraph(name, 'dim') if name else ''}{table(heads, rows, 'cells')}</div>"
+        )
+    told = "Each row adds up to 100 %: where the pixels of a true class went. All images pooled."
+    return Section(
+        "confusion",
+        "Confusion matrix",
+        f'<div class="row">{"".join(parts)}</div>{paragraph(told, "note")}',
+        "Confusion",
+    )
+
+
+_CLOUD = 1500  # dots at most
+
+
+def size(runs: Sequence[Run]) -> Section | None:
+    """The score against the craft's share of the frame."""
+    curves, clouds, bands = [], [], []
+    ends: list[float] = []
+    for run, series in zip(runs, run_series(runs) if len(runs) > 1 else [None], strict=True):
+        area = run.counts.true_area
+        share = area[:, 1:].sum(1) / np.maximum(area.sum(1), 1)
+        there = np.flatnonzero(share > 0)
+        if not len(there):
+            continue
+        keys = ["spark/score"] if series else ["spark/score", "spark/body", "spark/panel"]
+        known = {one.label: one for one in run.groups.get("size", [])}
+        parts = [g for g in group(run.counts, "size", run.rule) if g.label in known]
+        parts = [g for g in parts if g.label != "no craft"]
+        found = [known[g.label] for g in parts]
+        middle = np.array([np.log10(np.median(share[g.which])) for g in parts])
+        for key in keys:
+            part = key.split("/")[1]
+            one = series or Series(
+                part, CLASS_COLOURS.get(part, WHOLE), dash="" if part == "score" else "5 3"
+            )
+            values = np.array([g.metrics[key] for g in found])
+            curves.append(Curve(one, middle, values, marks=True))
+            if key == "spark/score" and all(key in g.intervals for g in found):
+                spans = np.array([g.intervals[key] for g in found]).reshape(-1, 2)
+                bands.append((one.colour, middle, spans[:, 0], spans[:, 1]))
+        kept = there[
+            np.linspace(0, len(there) - 1, min(_CLOUD // len(runs), len(there))).astype(int)
+        ]
+        colour = series.colour if series else WHOLE
+        clouds.append((colour, np.log10(share[kept]), run.values["spark/score"][0][kept]))
+        ends += [float(np.log10(share[there].min())), float(np.log10(share[there].max()))]
+    if not curves:
+        return None
+    low, high = min(ends) - 0.05, max(ends) + 0.05
+    ticks = [
+        (float(np.log10(v)), f"{100 * v:g} %")
+        for v in (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1)
+        if low <= np.log10(v) <= high
+    ]
+    drawing = lines(
+        curves,
+        "score against the craft's size",
+        "craft's share of the frame",
+        "challenge's score, %",
+        x_range=(low, high),
+        x_ticks=ticks,
+        clouds=clouds,
+        bands=bands,
+        width=700,
+        height=380,
+    )
+    told = "Marks: fifths of the images by size, the score with its 95 % interval. Faint dots: single images"
+    many = max(len(run.counts) for run in runs) > _CLOUD // len(runs)
+    told += f" (some {_CLOUD} of them, spread evenly)." if many else "."
+    return Section("size", "Craft's size", figure(drawing, told))

@@ -1,0 +1,326 @@
+"""The HTML report: whole, self-contained, bounded, escaped, and with the numbers of the saved results."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spark_seg.cli.report import main
+from spark_seg.errors import UserError
+from spark_seg.evaluation.calibration import UNIT
+from spark_seg.evaluation.faults import CLEAN, FaultCounts, write
+from spark_seg.evaluation.frame import count_frame
+from spark_seg.evaluation.report import build
+from spark_seg.evaluation.report.data import load_run
+from spark_seg.evaluation.report.pictures import PICTURES_FILE, Picture, render, save_pictures
+from spark_seg.evaluation.run import summarize, write_results
+from spark_seg.evaluation.store import ImageCounts
+
+VOID = {"meta", "img", "path", "circle", "rect", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Parses a page, insists on closed tags, and collects what it holds."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def anchors(self) -> list[str]:
+        return [str(attrs["id"]) for tag, attrs in self.tags if tag == "section"]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+def frame(rng: np.random.Generator, side: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction uint8 [side, side]: a body with a panel, and the same a little off."""
+    truth = np.zeros((side, side), np.uint8)
+    y, x = rng.integers(8, side // 2, 2)
+    truth[y : y + 16, x : x + 10] = 1
+    truth[y : y + 8, x + 10 : x + 20] = 2
+    shift = tuple(int(v) for v in rng.integers(-2, 3, 2))
+    return truth, np.roll(truth, shift, (0, 1))
+
+
+def make_counts(
+    ids: Sequence[str], satellites: Sequence[str], seed: int = 0, calibrated: bool = True
+) -> ImageCounts:
+    rng = np.random.default_rng(7)  # the truth is the same for every seed
+    rows = []
+    for n, (name, satellite) in enumerate(zip(ids, satellites, strict=True)):
+        truth, _ = frame(rng)
+        off = np.random.default_rng([seed, n]).integers(-2, 3, 2)
+        found = np.roll(truth, tuple(int(v) for v in off), (0, 1))
+        counts: dict[str, Any] = dict(count_frame(found, truth))
+        if calibrated:
+            sums = np.zeros((3, 15, 3), np.int64)
+            sums[:, 7:] = [100, 60, 70 * UNIT]
+            counts |= {"calibration": sums, "nll": np.full(3, 50 * UNIT)}
+        rows.append((name, satellite, counts))
+    return ImageCounts.collect(rows)
+
+
+def pictures(ids: Sequence[str]) -> list[Picture]:
+    rng = np.random.default_rng(1)
+    found = []
+    for name in ids:
+        truth, prediction = frame(rng)
+        area, tiles = render(rng.integers(0, 255, (64, 64, 3)).astype(np.uint8), truth, prediction)
+        found.append(Picture(name, ("worst", "median", "spread"), area, (64, 64), tuple(tiles)))
+    return found
+
+
+IDS = [f"{s}/val/image_{n:05d}" for s in ("Cheops", "XMM Newton") for n in range(4)]
+SATELLITES = [name.split("/")[0] for name in IDS]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the folder of an evaluation below `tmp_path`; returns it."""
+
+    def write_folder(
+        name: str = "a/test_val",
+        ids: Sequence[str] = IDS,
+        satellites: Sequence[str] = SATELLITES,
+        seed: int = 0,
+        full: bool = True,
+        record: dict | None = None,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        counts = make_counts(ids, satellites, seed, calibrated=full)
+        counts.save(folder / "counts.npz")
+        if not full:
+            return folder
+        write_results(folder, summarize(counts, resamples=50))
+        save_pictures(folder / PICTURES_FILE, pictures(list(ids)[:5]))
+        default = {"checkpoint": "best.safetensors", "split": "val", "config": {"lr": 1e-3}}
+        (folder / "run.json").write_text(json.dumps(record or default))
+        kinds, levels = np.array([CLEAN, "noise", "glare"]), np.array([0, 3, 3])
+        stack = np.stack([counts.confusion] * 3)
+        write(folder, FaultCounts(counts.ids, kinds, levels, stack, len(ids)))
+        return folder
+
+    return write_folder
+
+
+def built(out: Path) -> tuple[str, Page]:
+    html = out.read_text(encoding="utf-8")
+    assert len(html.encode()) < build.LARGEST
+    page = Page(html)
+    for tag, attrs in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base"), tag
+        for name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+            value = attrs.get(name)
+            assert value is None or value.startswith(("#", "data:image/jpeg;base64,")), value
+    assert not re.search(r"url\s*\(|@import|fetch\(|XMLHttpRequest|https?://", html)
+    links = [a["href"] for t, a in page.tags if t == "a"]
+    assert links == [f"#{anchor}" for anchor in page.anchors]
+    return html, page
+
+
+ALL = (
+    "summary classes satellites size panels thresholds confusion calibration robustness worst median "
+    "images parameters"
+)
+
+
+def test_every_section_of_one_run(make: Callable[..., Path]) -> None:
+    folder = make()
+    assert main([str(folder)]) == 0
+    _, page = built(folder / "report.html")
+    assert page.anchors == ALL.split()
+    assert sum(tag == "img" for tag, _ in page.tags) == 2 * 5 * 5
+    assert "best.safetensors" in page.text
+    assert "a/test_val" in page.text
+    for name in IDS:
+        assert name in page.text
+
+
+def test_numbers_are_those_of_the_files(make: Callable[..., Path]) -> None:
+    folder = make()
+    main([str(folder)])
+    html, _ = built(folder / "report.html")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    spans = json.loads((folder / "intervals.json").read_text())
+    for key in (
+        "spark/score",
+        "spark/panel",
+        "mIoU/foreground",
+        "boundary_IoU/craft",
+        "box_IoU",
+        "aAcc",
+    ):
+        low, high = spans[key]
+        row = f"<td>{key}</td><td>{100 * metrics[key]:.2f}</td><td>{100 * low:.2f} to {100 * high:.2f}</td>"
+        assert row in html, key
+    counts = ImageCounts.load(folder / "counts.npz")
+    for value in counts.confusion.sum(0).ravel():
+        assert f"{value:,} px".replace(",", "\u202f") in html
+    # It reads the files rather than computing anew
+    metrics["spark/score"] = 0.12345
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    main([str(folder)])
+    assert "<td>spark/score</td><td>12.35</td>" in built(folder / "report.html")[0].replace(
+        "12.34", "12.35"
+    )
+
+
+def test_an_older_run_with_nothing_but_counts(make: Callable[..., Path]) -> None:
+    folder = make(full=False)
+    main([str(folder)])
+    _, page = built(folder / "report.html")
+    missing = {"calibration", "robustness", "worst", "median"}
+    assert page.anchors == [name for name in ALL.split() if name not in missing]
+    assert "kept no record" in page.text
+
+
+def test_bare_confusions_and_an_image_without_a_craft(tmp_path: Path) -> None:
+    """No boundary, no box, no satellite; and nothing in the image."""
+    stack = np.zeros((2, 3, 3), np.int64)
+    stack[:, 0, 0] = 100
+    names = np.array(["a", "b"])
+    ImageCounts(names, np.array(["", ""]), stack).save(tmp_path / "counts.npz")
+    out = tmp_path / "new" / "r.html"
+    main([str(tmp_path), "--out", str(out)])
+    _, page = built(out)
+    assert "satellites" not in page.anchors
+    assert "the panel counts in 2" in page.text
+
+
+def test_hostile_names_are_text(make: Callable[..., Path]) -> None:
+    evil = "<script>alert(1)</script>\"'&<img src=https://evil.example/x onerror=alert(2)>"
+    ids = [f"{evil}{n}" for n in range(4)] + ["x" * 4000]
+    record = {"checkpoint": evil, "split": evil, "config": {evil: evil, "text": "</pre><script>"}}
+    folder = make(ids=ids, satellites=[evil] * 4 + [""], record=record)
+    main([str(folder), "--names", evil])
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
+    assert sources
+    assert all(str(source).startswith("data:image/jpeg;base64,") for source in sources)
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "x" * 200 not in html
+    assert len(ids) == len(load_run(folder).counts)
+
+
+def test_a_large_set_stays_under_the_size(make: Callable[..., Path], tmp_path: Path) -> None:
+    ids = [f"Proba3/val/image_{n:05d}" for n in range(3000)]
+    folder = make("big/test_val", ids=ids, satellites=["Proba3"] * 3000, full=False)
+    noise = np.random.default_rng(0).bytes(40_000)
+    many = [Picture(i, ("worst",), (0, 0, 64, 64), (64, 64), (noise,) * 5) for i in ids[:60]]
+    save_pictures(folder / PICTURES_FILE, many)  # 60 x 5 x 40 kB: 16 MB as base64
+    main([str(folder)])
+    _, page = built(folder / "report.html")
+    shown = sum(tag == "img" for tag, _ in page.tags)
+    assert 0 < shown < 300
+    told = re.search(r"The worst (\d+) of 3000 images", page.text)
+    assert told
+    body_rows = sum(tag == "td" and attrs.get("class") == "id" for tag, attrs in page.tags)
+    assert body_rows == int(told[1])
+    assert "In print: the first 40 rows." in page.text
+
+
+def test_two_runs_side_by_side(make: Callable[..., Path], tmp_path: Path) -> None:
+    a, b = (
+        make(seed=0),
+        make("b/test_val", seed=1, record={"checkpoint": "other.pth", "config": {"lr": 2e-3}}),
+    )
+    out = tmp_path / "pair.html"
+    assert main([str(a), str(b.parent), "--out", str(out), "--names", "old", "new"]) == 0
+    html, page = built(out)
+    wanted = set(ALL.split()) - {"worst", "median"} | {"pictures", "per-image"}
+    assert set(page.anchors) == wanted
+    first, second = (json.loads((f / "metrics.json").read_text()) for f in (a, b))
+    row = f"<td>mIoU/foreground</td><td>{100 * first['mIoU/foreground']:.2f}</td>"
+    assert row + f"<td>{100 * second['mIoU/foreground']:.2f}</td>" in html
+    assert "A: old" in page.text
+    assert "B: new" in page.text
+    assert '<tr class="differs"><td class="v">checkpoint</td>' in html
+    assert "config.lr" in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == 5 * 5 * 2
+    main([str(a), str(b)])
+    assert (b / "report_compare.html").is_file()
+
+
+def test_two_runs_that_share_a_part(make: Callable[..., Path]) -> None:
+    a = make()
+    b = make("b/test_val", ids=IDS[:6], satellites=SATELLITES[:6], seed=1)
+    main([str(a), str(b)])
+    html, page = built(b / "report_compare.html")
+    assert "6 images that both runs have; 2 that only one has are left out." in page.text
+    assert IDS[7] not in page.text
+    shared = summarize(ImageCounts.load(a / "counts.npz").take(np.arange(6)), resamples=0)
+    assert f"<td>mIoU/foreground</td><td>{100 * shared.metrics['mIoU/foreground']:.2f}</td>" in html
+
+
+def test_mistakes(make: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make()
+    other = make("c/test_val", ids=["p", "q"], satellites=["", ""], full=False)
+    with pytest.raises(UserError, match="share no image"):
+        main([str(folder), str(other)])
+    with pytest.raises(UserError, match=r"no counts"):
+        main([str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="--names takes 1 for 1 runs, not 2"):
+        main([str(folder), "--names", "x", "y"])
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json cannot be read"):
+        main([str(folder)])
+    (folder / "metrics.json").unlink()
+    (folder / PICTURES_FILE).write_bytes(b"no zip")
+    with pytest.raises(UserError, match="holds no pictures"):
+        main([str(folder)])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ImageCounts.collect([]).save(empty / "counts.npz")
+    with pytest.raises(UserError, match="no image"):
+        main([str(empty)])
+
+
+def test_a_report_is_written_whole_or_not_at_all(
+    make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make()
+    main([str(folder)])
+    before = (folder / "report.html").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="no room left"):
+        main([str(folder)])
+    assert (folder / "report.html").read_bytes() == before
+    assert not list(folder.glob("*.tmp"))

@@ -1,0 +1,102 @@
+# Sourced by dist_*.sh and dist_*_slurm.sh: what launching has in common. See docs/slurm.md.
+# shellcheck shell=bash
+
+# Site settings (modules, environment, NCCL variables): one file, sourced; never an edit here.
+source_site() {
+    local site=${SPARK_SITE_FILE:-${XDG_CONFIG_HOME:-$HOME/.config}/spark_seg/site.sh}
+    if [ -f "$site" ]; then
+        set +eu # `module` and `conda activate` do not live with them
+        # shellcheck disable=SC1090
+        . "$site"
+        set -eu
+    elif [ -n "${SPARK_SITE_FILE:-}" ]; then
+        echo "error: SPARK_SITE_FILE=$SPARK_SITE_FILE: there is no such file" >&2
+        exit 2
+    fi
+}
+
+# Sets `python`: $PYTHON, else the clone's own environment, else whatever is active.
+choose_python() {
+    python=${PYTHON:-}
+    if [ -z "$python" ] && [ -x "$root/.venv/bin/python" ]; then
+        python=$root/.venv/bin/python
+    fi
+    python=${python:-python3}
+    if ! "$python" -c 'import torch' 2>/dev/null; then
+        echo "error: $python has no torch: run tools/setup_env.sh's installation (bash tools/quickstart.sh), activate" \
+            "an environment in the site file, or set PYTHON" >&2
+        exit 2
+    fi
+}
+
+# Sets `arguments` for tools/$1.py from the rest and from SEGFORMER_VARIANT, IMAGE_SIZE, MODEL_PATH ...
+choose_arguments() {
+    local list
+    list=$(mktemp)
+    PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -m spark_seg.cli.environment "$@" >"$list" || {
+        local code=$?
+        rm -f "$list"
+        exit "$code"
+    }
+    mapfile -d '' arguments <"$list"
+    rm -f "$list"
+}
+
+show() {
+    echo "+ $(printf '%q ' "$@")"
+}
+
+# run_torchrun COMMAND PROCESSES [ARGUMENTS]: on this node.
+run_torchrun() {
+    local command=$1 processes=$2
+    shift 2
+    source_site
+    choose_python
+    choose_arguments "$command" "$@"
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    set -- "$python" -m torch.distributed.run --standalone --nproc-per-node="$processes" \
+        "$root/tools/$command.py" "${arguments[@]}"
+    show "$@"
+    exec "$@"
+}
+
+# run_slurm COMMAND [ARGUMENTS]: in the script of sbatch; one task for each GPU, started by srun.
+run_slurm() {
+    local command=$1 code=0 task
+    shift
+    if [ -z "${SLURM_JOB_ID:-}" ]; then
+        echo "error: start it with sbatch; inside an allocation: srun python tools/$command.py CONFIG" >&2
+        exit 2
+    fi
+    source_site
+    choose_python
+    local tasks=$((${SLURM_NTASKS:-1} / ${SLURM_JOB_NUM_NODES:-1}))
+    if [ "${SLURM_GPUS_ON_NODE:-0}" -gt "$tasks" ]; then
+        echo "error: $SLURM_GPUS_ON_NODE GPUs but $tasks task(s) on a node: submit with" \
+            "--ntasks-per-node=$SLURM_GPUS_ON_NODE" >&2
+        exit 2
+    fi
+    choose_arguments "$command" "$@"
+    # Since Slurm 22.05 srun does not take over --cpus-per-task by itself.
+    export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-1}}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
+    set -- srun --kill-on-bad-exit=1 "$python" "$root/tools/$command.py" "${arguments[@]}"
+    echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, ${SLURM_NTASKS:-1} tasks, start $((${SLURM_RESTART_COUNT:-0} + 1))"
+    show "$@"
+    "$@" &
+    task=$!
+    # Slurm's warning before the time limit reaches this shell alone (--signal=B:): srun passes it on to the tasks.
+    trap 'kill -USR1 $task 2>/dev/null' USR1
+    trap 'kill -TERM $task 2>/dev/null' TERM
+    # A trap ends `wait` too, with srun still there: wait until it is not. bash keeps the code for the last `wait`.
+    while kill -0 "$task" 2>/dev/null; do
+        wait "$task" || true
+    done
+    wait "$task" || code=$?
+    # 75: everything is saved, and there is more to do.
+    if [ "$code" = 75 ]; then
+        echo "saved; asking Slurm to start job $SLURM_JOB_ID again"
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until Slurm ends this script
+    fi
+    exit "$code"
+}
