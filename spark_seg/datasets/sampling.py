@@ -32,7 +32,7 @@ def seed_augmentation(index: int) -> None:
     """Seeds numpy's and Python's generators from a `SampleIndex`; leaves them alone for a plain int."""
     if isinstance(index, SampleIndex):
         words = np.random.SeedSequence(index.seed).generate_state(2)
-        np.random.seed(int(words[0]))
+        np.random.seed(int(words[0]))  # noqa: NPY002  # what mmcv's transforms draw from
         random.seed(int(words[1]))
 
 

@@ -39,7 +39,6 @@ def save_pth(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-
 def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Tensor]:
     """Reads the weights from a checkpoint of any form, on the CPU.
 

@@ -36,7 +36,7 @@ class ModelEma:
     def _held(self) -> list[torch.Tensor]:
         """What this process holds of each parameter."""
         if self.zero_stage == 3:
-            return [p.ds_tensor for p in self.module.parameters()]
+            return [getattr(p, "ds_tensor") for p in self.module.parameters()]  # noqa: B009
         return [p.data for p in self.module.parameters()]
 
     @torch.no_grad()
@@ -73,13 +73,11 @@ class ModelEma:
         """
         self.steps = steps
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        for shadow, (name, parameter) in zip(
-            self.shadow, self.module.named_parameters(), strict=True
-        ):
+        for shadow, (name, _) in zip(self.shadow, self.module.named_parameters(), strict=True):
             whole = state[name]
             if self.zero_stage < 3:
                 shadow.copy_(whole)
                 continue
-            first = parameter.ds_tensor.ds_numel * rank
-            mine = whole.flatten()[first : first + parameter.ds_tensor.ds_numel]
+            size = shadow.numel()  # of this process's partition; the last one's may be padded
+            mine = whole.flatten()[size * rank : size * (rank + 1)]
             shadow.view(-1)[: mine.numel()].copy_(mine)

@@ -1,11 +1,11 @@
 """A checkpoint is a folder: written beside and renamed, with a manifest that tells a whole one from a torn one.
 
-    weights.safetensors     every weight and buffer, fp32
-    ema.safetensors         the averaged weights, where there are any: those that are evaluated
-    optimizer.safetensors   the optimizer's state by parameter name; fits any ZeRO stage and number of processes
-    rng_00000.safetensors   random state of process 0, 1, ...
-    state.json              finished epochs and steps, schedules, position in the data, best score
-    manifest.json           size and SHA-256 of each file; written last
+weights.safetensors     every weight and buffer, fp32
+ema.safetensors         the averaged weights, where there are any: those that are evaluated
+optimizer.safetensors   the optimizer's state by parameter name; fits any ZeRO stage and number of processes
+rng_00000.safetensors   random state of process 0, 1, ...
+state.json              finished epochs and steps, schedules, position in the data, best score
+manifest.json           size and SHA-256 of each file; written last
 """
 
 import hashlib
@@ -50,7 +50,10 @@ def replaced_folder(path: str | Path, keep_former: str | None = None) -> Iterato
         UserError: The disk is full or the folder cannot be written, on any process.
     """
     path = Path(path)
-    fresh, old = path.with_name(f"{path.name}.tmp"), path.with_name(keep_former or f"{path.name}.old")
+    fresh, old = (
+        path.with_name(f"{path.name}.tmp"),
+        path.with_name(keep_former or f"{path.name}.old"),
+    )
     first = _rank() == 0
     with _together(path):
         if first:

@@ -32,7 +32,7 @@ class _Grouped(DataLoader):
     def __len__(self) -> int:
         return len(self.loader) // self.size
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[list[Any]]:  # type: ignore[override]
         group = []
         for batch in self.loader:
             group.append(batch)
@@ -68,9 +68,9 @@ class SparkTrainLoop(EpochBasedTrainLoop):
     ) -> None:
         super().__init__(runner, dataloader, max_epochs, val_begin, val_interval)
         self.accumulate = accumulate
-        self.dataloader = _Grouped(self.dataloader, accumulate)
+        self.dataloader: Any = _Grouped(self.dataloader, accumulate)
         if len(self.dataloader) == 0:
-            held = len(self.dataloader.dataset)
+            held = len(self.dataloader.loader.dataset)  # type: ignore[arg-type]
             raise UserError(
                 f"an epoch has no step: {held} samples, {self.global_batch} to a step (batch_size x accumulate x "
                 "processes): choose a smaller batch_size"

@@ -8,12 +8,10 @@ holds all of it.
 
 import json
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +24,6 @@ from spark_seg.atomic import write_bytes
 from spark_seg.engine.checkpoints import load_safetensors, save_safetensors
 from spark_seg.engine.folder import STATE_FILE, read_state, replaced_folder, rng_file
 from spark_seg.engine.stop import StopRequest
-from spark_seg.errors import UserError
 
 
 @RUNNERS.register_module()
@@ -35,8 +32,9 @@ class SparkRunner(FlexibleRunner):
 
     scratch: object = None  # a temporary folder that lives as long as the runner
     # variant, parameters, FLOPs; for the run's record
-    model_summary: Mapping[str, str] = {}  # noqa: RUF012
+    model_summary: Mapping[str, str] = {}
     resume_from: Path | None = None
+    _has_loaded: bool
 
     def train(self) -> nn.Module:
         """Trains. Ctrl-C, SIGTERM and SIGUSR1 finish the current step, save a checkpoint and end the training.

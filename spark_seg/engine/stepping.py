@@ -101,5 +101,5 @@ def _is_finite(norm: Any) -> bool:
 def mean_logs(logs: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The mean of each log value over the micro batches of a step."""
     if len(logs) == 1:
-        return dict(logs[0])
+        return {key: value.detach() for key, value in logs[0].items()}
     return {key: torch.stack([log[key].detach() for log in logs]).mean() for key in logs[0]}

@@ -83,7 +83,12 @@ class StopRequest:
         requeued = ""
         first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         job = os.environ.get("SLURM_JOB_ID")
-        if first and job and number != signal.SIGINT and os.environ.get("SPARK_REQUEUE", "1") == "1":
+        if (
+            first
+            and job
+            and number != signal.SIGINT
+            and os.environ.get("SPARK_REQUEUE", "1") == "1"
+        ):
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
             requeued = (
                 f"; job {job} is queued again"

@@ -155,7 +155,7 @@ class _Common:
 
     def _apply_schedule(self) -> None:
         # A schedule's state holds the values, but the optimizer's groups are what steps use.
-        for scheduler in self.param_schedulers:
+        for scheduler in self.param_schedulers:  # type: ignore[attr-defined]
             for group, value in zip(
                 scheduler.optimizer.param_groups, scheduler.get_last_value(), strict=True
             ):
@@ -196,16 +196,17 @@ class SparkSingleDeviceStrategy(_Common, SingleDeviceStrategy):
         return self.model
 
     def _micro_step(self, data: Any, count: int) -> dict[str, torch.Tensor]:
-        data = self.model.data_preprocessor(data, True)
+        model: Any = self.model
+        data = model.data_preprocessor(data, True)
         with self.autocast():
-            losses = self.model(**data, mode="loss")
-        loss, logs = self.model.parse_losses(losses)
+            losses = model(**data, mode="loss")
+        loss, logs = model.parse_losses(losses)
         (loss / count).backward()
         return logs
 
     def _finish_step(self) -> None:
-        self.optim_wrapper.optimizer.step()
-        self.optim_wrapper.optimizer.zero_grad()
+        self.optim_wrapper.step()
+        self.optim_wrapper.zero_grad()
 
 
 @STRATEGIES.register_module()
@@ -275,11 +276,12 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
                 f"{self.config['gradient_accumulation_steps']}"
             )
         engine = self.model.model
-        data = self.module.data_preprocessor(data, True)
+        module: Any = self.module
+        data = module.data_preprocessor(data, True)
         losses = engine(**data, mode="loss")
-        loss, logs = self.module.parse_losses(losses)
+        loss, logs = module.parse_losses(losses)
         engine.backward(loss)
-        engine.step()
+        self.optim_wrapper.step()  # not the engine's: the schedules count this one's calls
         return logs
 
     def _finish_step(self) -> Any:

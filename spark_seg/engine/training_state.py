@@ -22,7 +22,9 @@ def named_trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
-def gather_optimizer_state(optimizer: Any, module: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+def gather_optimizer_state(
+    optimizer: Any, module: nn.Module, keep: bool
+) -> dict[str, torch.Tensor]:
     """Full fp32 state of every trainable parameter, on the CPU. Every process must call it.
 
     Args:
@@ -97,9 +99,7 @@ def _get(optimizer: Any, parameter: nn.Parameter, key: str) -> torch.Tensor | No
     return safe_get_full_optimizer_state(parameter, key)
 
 
-def _create(
-    optimizer: Any, module: nn.Module, keys: list[str], step: torch.Tensor | None
-) -> None:
+def _create(optimizer: Any, module: nn.Module, keys: list[str], step: torch.Tensor | None) -> None:
     """Makes the state tensors that the optimizer would make at its first step."""
     base, partitions = _base(optimizer), _partitions(optimizer)
     owners = partitions if partitions is not None else [p for _, p in named_trainable(module)]
@@ -126,10 +126,11 @@ def _set(optimizer: Any, parameter: nn.Parameter, key: str, value: torch.Tensor)
         optimizer.state[parameter][key].copy_(value)
     elif hasattr(parameter, "ds_id"):
         # DeepSpeed's own setter fails where a parameter does not divide evenly over the processes
-        fragment, _ = parameter._z3_optimizer._get_fp32_opt_state_partition(
+        zero: Any = parameter._z3_optimizer  # type: ignore[attr-defined]
+        fragment, _ = zero._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=key
         )
-        rank = parameter._z3_optimizer._get_param_partition_rank(parameter)
+        rank = zero._get_param_partition_rank(parameter)
         first = fragment.numel() * rank
         mine = value.flatten()[first : first + fragment.numel()]
         fragment[: mine.numel()].copy_(mine)

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from spark_seg.engine.checkpoints import (
-    WEIGHTS_FILE,
     apply_state_dict,
     load_state_dict,
-    replaced_folder,
     save_pth,
     save_safetensors,
     variant_of,
 )
+from spark_seg.engine.folder import WEIGHTS_FILE, replaced_folder
 from spark_seg.errors import UserError, UserFileNotFoundError
 
 State = dict[str, torch.Tensor]
@@ -317,7 +316,7 @@ def test_leftovers_of_a_killed_save_are_cleared(tmp_path: Path) -> None:
         (tmp_path / leftover / "junk").write_text("")
     with replaced_folder(folder) as fresh:
         (fresh / "state").write_text("new")
-    assert [p.name for p in folder.iterdir()] == ["state"]
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "state"]
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
 
 
@@ -394,7 +393,8 @@ def test_failed_save_keeps_the_old_file(
 _FULL = """
 import resource, signal, sys
 import torch
-from spark_seg.engine.checkpoints import replaced_folder, save_pth
+from spark_seg.engine.checkpoints import save_pth, save_safetensors
+from spark_seg.engine.folder import replaced_folder
 from spark_seg.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
@@ -404,7 +404,7 @@ try:
         save_pth(state, sys.argv[2] + "/w.pth")
     else:
         with replaced_folder(sys.argv[2] + "/last") as fresh:
-            torch.save(state, fresh / "w.pt")  # as DeepSpeed does, with torch's own file writer
+            save_safetensors(state, fresh / "w.safetensors")
 except UserError as e:
     print("told:", e)
 """

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from spark_seg.engine.build import training_runner
-from spark_seg.engine.checkpoints import WEIGHTS_FILE, load_state_dict
+from spark_seg.engine.checkpoints import load_state_dict
 from spark_seg.errors import UserError
 
 STAGES = ("single", 0, 1, 2, 3)
@@ -133,11 +133,9 @@ def test_deepspeed_folder_without_plain_weights(
 ) -> None:
     """As a stranger's: stages 0 to 2 hold the weights in one file; 3 must be put together from pickles."""
     run = train(stage)
+    engine = run.runner.strategy.model.model
+    engine.save_checkpoint(str(tmp_path), tag="last", save_latest=False)
     folder = tmp_path / "last"
-    folder.mkdir()
-    for path in (run.folder / "checkpoints" / "last").iterdir():
-        if path.name != WEIGHTS_FILE:
-            (folder / path.name).symlink_to(path)
     if stage == 3:
         with pytest.raises(UserError, match=r"stage 3.*--trust-checkpoint"):
             load_state_dict(folder)
@@ -147,23 +145,10 @@ def test_deepspeed_folder_without_plain_weights(
     assert all(torch.equal(found[k].cpu().float(), run.after[k].float()) for k in found)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_deepspeeds_own_file_needs_no_trust(stage: int, train: Callable[..., Run]) -> None:
-    file = train(stage).folder / "checkpoints" / "last" / "mp_rank_00_model_states.pt"
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    assert content["module"].keys() == train(stage).after.keys()
-
-
-def test_every_file_of_a_checkpoint_is_plain(train: Callable[..., Run]) -> None:
-    """What resuming will read holds nothing that `weights_only` refuses, apart from DeepSpeed's optimizer shards."""
-    refused = {}
+def test_a_checkpoint_holds_nothing_that_is_unpickled(train: Callable[..., Run]) -> None:
     for stage in STAGES:
-        for path in (train(stage).folder / "checkpoints" / "last").glob("*.p*"):
-            try:
-                torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as e:
-                refused[f"{stage}/{path.name}"] = str(e)[:200]
-    assert not [name for name in refused if "optim_states" not in name], refused
+        files = (train(stage).folder / "checkpoints" / "last").iterdir()
+        assert {path.suffix for path in files} == {".safetensors", ".json"}
 
 
 @pytest.mark.parametrize("stage", ["single", 1, 3])

@@ -48,7 +48,11 @@ class RunRecordHook(Hook):
     def take_up(self, runner: Any, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint: its values are in the message hub again."""
         self._since = max((len(values) for values in state["window"].values()), default=0)
-        self._taken_up = {"iter": runner.iter, "epoch": runner.epoch, "from": str(runner.resume_from)}
+        self._taken_up = {
+            "iter": runner.iter,
+            "epoch": runner.epoch,
+            "from": str(runner.resume_from),
+        }
 
     def before_train(self, runner: Any) -> None:
         self._main = runner.rank == 0
