@@ -11,7 +11,7 @@ precision = (
 accelerate = True  # the same function in less time; False: mmsegmentation's own forwards
 
 log_every = 20  # steps
-save_best = "mIoU/foreground"
+save_best = "spark/score"
 
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
 default_hooks = dict(

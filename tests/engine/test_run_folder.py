@@ -180,9 +180,10 @@ def test_checkpoints_say_how_many_epochs_are_finished(run: Run) -> None:
     last = state(run.folder / "checkpoints" / "last")
     assert (last["epoch"], last["iter"], last["seed"]) == (EPOCHS, EPOCHS * STEPS, 42)
     best = json.loads((run.folder / "checkpoints" / "best.json").read_text())
-    scores = {r["epoch"]: r["mIoU/foreground"] for r in lines(run, "val")}
+    assert best["save_best"] == "spark/score"
+    scores = {r["epoch"]: r["spark/score"] for r in lines(run, "val")}
     top = max(scores.values())
-    assert best["mIoU/foreground"] == pytest.approx(top)
+    assert best["spark/score"] == pytest.approx(top)
     assert best["epoch"] == min(e for e, s in scores.items() if s == top), (
         "the first that reached it"
     )

@@ -26,7 +26,7 @@ class BestAndLastHook(Hook):
 
     priority = "VERY_LOW"
 
-    def __init__(self, save_best: str = "mIoU/foreground", interval: int = 1) -> None:
+    def __init__(self, save_best: str = "spark/score", interval: int = 1) -> None:
         self.save_best, self.interval = save_best, interval
         self.best: float | None = None
 
