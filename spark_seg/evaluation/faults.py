@@ -160,11 +160,21 @@ def _share(value: float | None) -> str:
 
 
 def write(
-    folder: str | Path, counts: FaultCounts, rule: ChallengeRule = BELIEVED
+    folder: str | Path,
+    counts: FaultCounts,
+    rule: ChallengeRule = BELIEVED,
+    weights: str | None = None,
 ) -> dict[str, Any]:
-    """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary."""
+    """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary.
+
+    Args:
+        folder: Made if need be.
+        counts: Of the frames under every fault.
+        rule: The challenge's score.
+        weights: The digest of the model's weights, by which a report knows whose faults these are.
+    """
     folder = make_folder(folder)
-    found = summary(counts, rule)
+    found: dict[str, Any] = {**summary(counts, rule), "weights": weights}
     counts.save(folder / "robustness.npz")
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     write_bytes(folder / "robustness.json", text.encode())
