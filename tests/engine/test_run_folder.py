@@ -284,3 +284,28 @@ def test_ctrl_c_keeps_a_checkpoint(workers: int, tree: Path, tmp_path: Path) -> 
     time.sleep(0.5)
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no worker is left behind
+
+
+def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spark_seg.engine.runner import TrainingInterrupted
+    from spark_seg.evaluation.metric import SparkMetric
+
+    seen = []
+    process = SparkMetric.process
+
+    def interrupted(self: Any, *args: Any, **options: Any) -> None:
+        process(self, *args, **options)
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SparkMetric, "process", interrupted)
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(TrainingInterrupted, match="checkpoint kept in"):
+        train(tiny.tiny_config(tree, tmp_path / "run"), "single")
+    assert len(seen) == 2, "of 6 images"
+    assert signal.getsignal(signal.SIGINT) is former
+    last = state(tmp_path / "run" / "checkpoints" / "last")
+    assert (last["epoch"], last["iter"]) == (1, STEPS)
