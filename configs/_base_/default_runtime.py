@@ -12,7 +12,7 @@ accelerate = True  # the same function in less time; False: mmsegmentation's own
 
 log_every = 20  # steps
 checkpoint_steps = None  # also save within an epoch, every so many steps
-save_best = "mIoU/foreground"
+save_best = "spark/score"
 
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
 default_hooks = dict(

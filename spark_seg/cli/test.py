@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="val", help="train or val (default: val)")
     parser.add_argument(
         "--out",
-        help="where metrics.json, counts.npz and overlays.png go (default: <work dir>/test_<split>)",
+        help="where metrics.json, counts.npz and all other results go (default: <work dir>/test_<split>)",
     )
     parser.add_argument(
         "--overlays",
@@ -48,13 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     print(f"metrics: {out / 'metrics.json'}")
     if args.overlays:
         print(f"overlays: {out / 'overlays.png'}")
+    from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.evaluation.report.data import write_record
+    from spark_seg.submission.run import weights_digest
 
-    write_record(out, cfg, checkpoint, args.split, result.rule)
+    # A folder can hold what an earlier checkpoint left: by the digest a report tells them apart.
+    weights = weights_digest(load_state_dict(checkpoint, args.trust_checkpoint))
+    write_record(out, cfg, checkpoint, weights, args.split, result.rule)
     if args.corruptions is not None:
-        _corruptions(args, cfg, checkpoint, out, result.rule)
+        _corruptions(args, cfg, checkpoint, out, result.rule, weights)
     if args.report:
-        _report(args, cfg, checkpoint, out, result)
+        _report(args, cfg, checkpoint, out, result, weights)
     return 0
 
 
@@ -123,7 +127,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _corruptions(
-    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, rule: Any
+    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, rule: Any, weights: str
 ) -> None:
     from spark_seg.evaluation.faults import table_lines, write
     from spark_seg.evaluation.robustness import measure
@@ -138,11 +142,13 @@ def _corruptions(
         strategy=args.strategy,
         trust=args.trust_checkpoint,
     )
-    print("\n" + "\n".join(table_lines(write(out, counts, rule))))
+    print("\n" + "\n".join(table_lines(write(out, counts, rule, weights))))
     print(f"robustness: {out / 'robustness.json'}, {out / 'robustness.png'}")
 
 
-def _report(args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, result: Any) -> None:
+def _report(
+    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, result: Any, weights: str
+) -> None:
     from spark_seg.evaluation.report.build import write_report
     from spark_seg.evaluation.report.data import load_run, worst_first
     from spark_seg.evaluation.report.pictures import (
@@ -162,5 +168,5 @@ def _report(args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, res
         pictures = predict_pictures(
             cfg, checkpoint, chosen, args.split, args.strategy, args.trust_checkpoint
         )
-    save_pictures(out / PICTURES_FILE, pictures)
+    save_pictures(out / PICTURES_FILE, pictures, weights)
     print(f"report: {write_report([load_run(out)], out / 'report.html')}")

@@ -8,7 +8,7 @@ from typing import Any
 from spark_seg.atomic import write_bytes
 
 _LOSSES = ("loss", "loss_ce", "loss_dice")
-_SCORES = ("mIoU/foreground", "IoU/body", "IoU/panel")
+_SCORES = ("spark/score", "mIoU/foreground", "IoU/body", "IoU/panel")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

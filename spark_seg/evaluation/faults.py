@@ -17,6 +17,8 @@ from spark_seg.evaluation.table import metrics_of
 
 CLEAN = "clean"
 SCORE = "spark/score"
+# Light to dark blue with severity, for the charts.
+LEVEL_COLOURS = ("#9ecae1", "#6baed6", "#3f8fc5", "#1f66ad", "#08306b")
 _KEPT = ("spark/score", "spark/body", "spark/panel", "mIoU/foreground", "IoU/body", "IoU/panel")
 
 
@@ -158,11 +160,21 @@ def _share(value: float | None) -> str:
 
 
 def write(
-    folder: str | Path, counts: FaultCounts, rule: ChallengeRule = BELIEVED
+    folder: str | Path,
+    counts: FaultCounts,
+    rule: ChallengeRule = BELIEVED,
+    weights: str | None = None,
 ) -> dict[str, Any]:
-    """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary."""
+    """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary.
+
+    Args:
+        folder: Made if need be.
+        counts: Of the frames under every fault.
+        rule: The challenge's score.
+        weights: The digest of the model's weights, by which a report knows whose faults these are.
+    """
     folder = make_folder(folder)
-    found = summary(counts, rule)
+    found: dict[str, Any] = {**summary(counts, rule), "weights": weights}
     counts.save(folder / "robustness.npz")
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     write_bytes(folder / "robustness.json", text.encode())
@@ -175,11 +187,10 @@ def draw(found: dict[str, Any], png: str | Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import colormaps
     from matplotlib import pyplot as plt
 
     levels = found["severities"]
-    entries = sorted(found["kinds"].values(), key=lambda entry: -entry["mean"])
+    entries = sorted(found["kinds"].values(), key=lambda entry: entry["mean"])
     figure, axis = plt.subplots(figsize=(9, 1.6 + 0.36 * len(entries)), constrained_layout=True)
     rows = np.arange(len(entries))
     for row, entry in zip(rows, entries, strict=True):
@@ -187,13 +198,22 @@ def draw(found: dict[str, Any], png: str | Path) -> None:
         axis.plot([min(values), max(values)], [row, row], color="0.8", zorder=1)
     for severity in levels:
         values = [100 * entry["severities"][str(severity)][found["score"]] for entry in entries]
-        colour = colormaps["viridis_r"](0.1 + 0.18 * severity)
-        axis.scatter(values, rows, color=colour, zorder=2, s=42, label=f"severity {severity}")
+        axis.scatter(
+            values,
+            rows,
+            color=LEVEL_COLOURS[severity - 1],
+            zorder=2,
+            s=42,
+            label=f"severity {severity}",
+        )
     clean = 100 * found["clean"][found["score"]]
     axis.axvline(clean, color="black", linewidth=1, linestyle="--", label=f"clean {clean:.1f}")
     axis.set_yticks(rows, [entry["title"] for entry in entries])
     axis.invert_yaxis()
-    axis.set_xlim(-1, 101)
+    top = max(
+        [clean, *(100 * f[found["score"]] for e in entries for f in e["severities"].values())]
+    )
+    axis.set_xlim(-0.01 * top, 101 if top > 48 else 1.2 * top + 1)
     axis.set_xlabel(f"{found['score']} in percent, {found['images']} images")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)

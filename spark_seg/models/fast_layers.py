@@ -102,8 +102,10 @@ class SumConv2d(PointwiseConv2d):
                 out = resize(out, size=size, mode=mode, align_corners=align_corners)
             if total is None:
                 total = out
-            else:  # in place on a view, autograd would copy the whole map
-                total = total + out if torch.is_grad_enabled() else total.add_(out)
+            elif torch.is_grad_enabled():
+                total = total + out  # in place on a view, autograd would copy the whole map
+            else:
+                total.add_(out)
         assert total is not None
         return total
 

@@ -180,9 +180,10 @@ def test_checkpoints_say_how_many_epochs_are_finished(run: Run) -> None:
     last = state(run.folder / "checkpoints" / "last")
     assert (last["epoch"], last["iter"], last["seed"]) == (EPOCHS, EPOCHS * STEPS, 42)
     best = json.loads((run.folder / "checkpoints" / "best.json").read_text())
-    scores = {r["epoch"]: r["mIoU/foreground"] for r in lines(run, "val")}
+    assert best["save_best"] == "spark/score"
+    scores = {r["epoch"]: r["spark/score"] for r in lines(run, "val")}
     top = max(scores.values())
-    assert best["mIoU/foreground"] == pytest.approx(top)
+    assert best["spark/score"] == pytest.approx(top)
     assert best["epoch"] == min(e for e, s in scores.items() if s == top), (
         "the first that reached it"
     )
@@ -283,3 +284,28 @@ def test_ctrl_c_keeps_a_checkpoint(workers: int, tree: Path, tmp_path: Path) -> 
     time.sleep(0.5)
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no worker is left behind
+
+
+def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spark_seg.engine.runner import TrainingInterrupted
+    from spark_seg.evaluation.metric import SparkMetric
+
+    seen = []
+    process = SparkMetric.process
+
+    def interrupted(self: Any, *args: Any, **options: Any) -> None:
+        process(self, *args, **options)
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SparkMetric, "process", interrupted)
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(TrainingInterrupted, match="checkpoint kept in"):
+        train(tiny.tiny_config(tree, tmp_path / "run"), "single")
+    assert len(seen) == 2, "of 6 images"
+    assert signal.getsignal(signal.SIGINT) is former
+    last = state(tmp_path / "run" / "checkpoints" / "last")
+    assert (last["epoch"], last["iter"]) == (1, STEPS)

@@ -111,7 +111,7 @@ def test_scores_of_a_group_are_those_of_its_images():
     assert group_lines([]) == []
     assert " - " in group_lines(group_scores(counts, "satellite", resamples=0))[2]
     bare = group_lines(group_scores(counts_of([(10, 0)]), "panel", resamples=9))[2].split()
-    assert bare[:6] == ["no", "panel", "1", "-", "-", "0.00"]
+    assert bare[:6] == ["no", "panel", "1", "-", "-", "10.00"]
 
 
 def test_backgrounds_of_a_tree(tmp_path):

@@ -110,9 +110,7 @@ def test_a_part_of_the_images_is_spread_evenly(setting: tuple[Any, Path]) -> Non
     assert satellites == {"Cheops", "XMM Newton"}
 
 
-def test_a_damaged_frame_is_told_and_threads_end(
-    setting: tuple[Any, Path], tmp_path: Path
-) -> None:
+def test_a_damaged_frame_is_told_and_threads_end(setting: tuple[Any, Path], tmp_path: Path) -> None:
     cfg = setting[0].copy()
     tree = tiny.copy_tree(Path(cfg.data_root), tmp_path / "tree")
     bad = tree / "images" / "XMM Newton" / "val" / "image_00001_img.jpg"

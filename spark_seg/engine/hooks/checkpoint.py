@@ -29,7 +29,7 @@ class BestAndLastHook(Hook):
     priority = "VERY_LOW"
 
     def __init__(
-        self, save_best: str = "mIoU/foreground", interval: int = 1, steps: int | None = None
+        self, save_best: str = "spark/score", interval: int = 1, steps: int | None = None
     ) -> None:
         self.save_best, self.interval, self.steps = save_best, interval, steps
         self.best: float | None = None

@@ -37,8 +37,8 @@ class Run:
         intervals: 95 % intervals by flat key.
         groups: Scores by grouping.
         rule: The challenge's score.
-        robustness: The content of `robustness.json`, or None.
-        pictures: The images kept, in the order kept.
+        robustness: The content of `robustness.json`; None where it is not there or of other weights.
+        pictures: The images kept, in the order kept; none where they are of other weights.
         record: What was evaluated with what; empty for older runs.
         values: Every score of every image, as `image_values` returns them.
     """
@@ -93,7 +93,9 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
     rule = _rule(record.get("rule"), folder / RECORD_FILE)
     spans = _json(folder / "intervals.json")
     groups = _groups(_json(folder / "groups.json"))
+    robustness = _json(folder / "robustness.json")
     pictures = folder / PICTURES_FILE
+    shown, of = load_pictures(pictures) if pictures.is_file() else ([], None)
     return Run(
         name=name or _name(folder),
         folder=folder,
@@ -104,11 +106,17 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
         if groups is not None
         else {by: found for by in GROUPINGS if (found := group_scores(counts, by, rule))},
         rule=rule,
-        robustness=_json(folder / "robustness.json"),
-        pictures=load_pictures(pictures) if pictures.is_file() else [],
+        robustness=robustness if _same((robustness or {}).get("weights"), record) else None,
+        pictures=shown if _same(of, record) else [],
         record=record,
         values=image_values(counts, rule),
     )
+
+
+def _same(weights: Any, record: dict[str, Any]) -> bool:
+    """Whether a file is of the evaluated weights; a folder can hold what an earlier checkpoint left."""
+    evaluated = record.get("weights")
+    return weights is None or evaluated is None or weights == evaluated
 
 
 def _name(folder: Path) -> str:
@@ -143,13 +151,14 @@ def _groups(saved: Any) -> dict[str, list[GroupScores]] | None:
 
 
 def write_record(
-    folder: Path, cfg: "Config", checkpoint: Path, split: str, rule: ChallengeRule
+    folder: Path, cfg: "Config", checkpoint: Path, weights: str, split: str, rule: ChallengeRule
 ) -> None:
     """Writes `run.json`: checkpoint, split, rule, machine, versions, config, and the training's own record if known."""
     from spark_seg.engine.provenance import collect, plain
 
     record: dict[str, Any] = {
         "checkpoint": str(checkpoint),
+        "weights": weights,
         "split": split,
         "rule": asdict(rule),
         **collect(cfg.get("seed"), 1),

@@ -135,8 +135,16 @@ def _jpeg(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def save_pictures(path: str | Path, pictures: Iterable[Picture]) -> None:
-    """Writes pictures as npz in one step: `index` (JSON as bytes) and the tiles `<n>_<name>` as uint8."""
+def save_pictures(
+    path: str | Path, pictures: Iterable[Picture], weights: str | None = None
+) -> None:
+    """Writes pictures as npz in one step: `index` (JSON as bytes) and the tiles `<n>_<name>` as uint8.
+
+    Args:
+        path: The file; its folder must be there.
+        pictures: What to keep.
+        weights: The digest of the model's weights that predicted them.
+    """
     arrays: dict[str, np.ndarray] = {}
     index = []
     for n, one in enumerate(pictures):
@@ -144,14 +152,16 @@ def save_pictures(path: str | Path, pictures: Iterable[Picture]) -> None:
         index.append(entry)
         for name, data in zip(TILES, one.tiles, strict=True):
             arrays[f"{n}_{name}"] = np.frombuffer(data, np.uint8)
-    arrays["index"] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    arrays["index"] = np.frombuffer(
+        json.dumps({"weights": weights, "pictures": index}).encode(), np.uint8
+    )
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue())
 
 
-def load_pictures(path: str | Path) -> list[Picture]:
-    """Reads what `save_pictures` wrote.
+def load_pictures(path: str | Path) -> tuple[list[Picture], str | None]:
+    """Reads what `save_pictures` wrote: the pictures and the weights' digest.
 
     Raises:
         UserError: The file is damaged.
@@ -159,7 +169,7 @@ def load_pictures(path: str | Path) -> list[Picture]:
     try:
         with np.load(path, allow_pickle=False) as file:
             index = json.loads(file["index"].tobytes())
-            return [
+            found = [
                 Picture(
                     id=str(entry["id"]),
                     sets=tuple(str(name) for name in entry["sets"]),
@@ -167,8 +177,9 @@ def load_pictures(path: str | Path) -> list[Picture]:
                     size=tuple(int(v) for v in entry["size"]),  # type: ignore[arg-type]
                     tiles=tuple(file[f"{n}_{name}"].tobytes() for name in TILES),
                 )
-                for n, entry in enumerate(index)
+                for n, entry in enumerate(index["pictures"])
             ]
+            return found, index["weights"]
     except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} holds no pictures ({error}): evaluate again") from error
 

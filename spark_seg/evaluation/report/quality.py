@@ -6,6 +6,7 @@ import numpy as np
 
 from spark_seg.evaluation.calibration import REGIONS, reliability
 from spark_seg.evaluation.challenge import threshold_curve
+from spark_seg.evaluation.faults import LEVEL_COLOURS
 from spark_seg.evaluation.report.charts import (
     CLASS_COLOURS,
     Curve,
@@ -80,7 +81,6 @@ def _threshold_chart(
 
 _SUFFIXES = ("", "/foreground", "/predicted")
 _LEAST = 0.002  # of the pixels: a bin with fewer tells nothing
-_LEVEL_COLOURS = ("#9ecae1", "#6baed6", "#3f8fc5", "#1f66ad", "#08306b")
 
 
 def robustness(runs: Sequence[Run]) -> Section | None:
@@ -149,7 +149,7 @@ def _faults(run: Run, name: str, chart: bool) -> str:
     grid = table(heads, rows, "cells")
     if not chart:
         return f"<div>{text}{grid}</div>"
-    colours = [_LEVEL_COLOURS[min(int(level), 5) - 1] for level in levels]
+    colours = [LEVEL_COLOURS[min(int(level), 5) - 1] for level in levels]
     names = [f"severity {levels[0]}", *levels[1:]]
     series = [Series(name, c) for name, c in zip(names, colours, strict=True)]
     points = [

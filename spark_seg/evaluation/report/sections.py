@@ -144,8 +144,11 @@ def groups(runs: Sequence[Run], by: str) -> Section | None:
             )
             for label in labels
         ]
+    rows = [row for row in rows if any(row.points)]
+    if not rows:
+        return None
     if by == "satellite":
-        rows.sort(key=lambda row: row.points[0].value if row.points[0] else 0.0)
+        rows.sort(key=lambda row: next(point.value for point in row.points if point))
     drawing = dots(rows, series, f"score by {by}", width=700 if len(runs) == 1 else 640, left=170)
     text = "Challenge's score, percent, with 95 % intervals over the images of each group."
     if by == "satellite":
@@ -160,7 +163,9 @@ def _images(one: GroupScores) -> str:
 
 
 def _group_point(one: GroupScores | None, key: str) -> Point | None:
-    if one is None or (key == "spark/panel" and not one.metrics.get("spark/panel_images")):
+    # Without a panel that counts its half of the score is 0 by definition, which says nothing of the group.
+    panel = key in ("spark/score", "spark/panel")
+    if one is None or (panel and not one.metrics.get("spark/panel_images")):
         return None
     low, high = one.intervals.get(key, (None, None))
     return Point(one.metrics[key], low, high)

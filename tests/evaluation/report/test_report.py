@@ -204,6 +204,20 @@ def test_an_older_run_with_nothing_but_counts(make: Callable[..., Path]) -> None
     assert "kept no record" in page.text
 
 
+def test_what_another_checkpoint_left_in_the_folder_is_not_shown(make: Callable[..., Path]) -> None:
+    folder = make(record={"checkpoint": "new.pth", "weights": "new"})
+    assert load_run(folder).robustness  # files of before the digests are taken as they are
+    found = json.loads((folder / "robustness.json").read_text())
+    (folder / "robustness.json").write_text(json.dumps({**found, "weights": "old"}))
+    save_pictures(folder / PICTURES_FILE, pictures(IDS[:3]), "old")
+    main([str(folder)])
+    _, page = built(folder / "report.html")
+    assert {"robustness", "worst", "median"}.isdisjoint(page.anchors)
+    save_pictures(folder / PICTURES_FILE, pictures(IDS[:3]), "new")
+    main([str(folder)])
+    assert "worst" in built(folder / "report.html")[1].anchors
+
+
 def test_bare_confusions_and_an_image_without_a_craft(tmp_path: Path) -> None:
     """No boundary, no box, no satellite; and nothing in the image."""
     stack = np.zeros((2, 3, 3), np.int64)
