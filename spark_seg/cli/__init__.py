@@ -49,7 +49,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     except UserError as e:
         _fail(_message(e), 2)
     except KeyboardInterrupt as e:
-        _fail(str(e) or "interrupted", 130)
+        _fail(str(e) or "interrupted", getattr(e, "code", 130))
     except BrokenPipeError:
         # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -123,7 +123,9 @@ class SparkTrainLoop(EpochBasedTrainLoop):
             self._validate()
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
-            if self.validation_due(self._epoch):
+            due = self.validation_due(self._epoch)
+            self.runner.stop_if_requested(validate=due)
+            if due:
                 self._validate()
         self.runner.call_hook("after_train")
         return self.runner.model
@@ -160,7 +162,8 @@ class SparkTrainLoop(EpochBasedTrainLoop):
         )
         self._iter += 1
         strategy.guard.check([_name(s) for batch in data_batch for s in batch["data_samples"]])
-        self.runner.stop_if_requested()
+        if idx + 1 < len(self.dataloader):  # after an epoch's last step the epoch is finished first
+            self.runner.stop_if_requested()
 
 
 def _name(sample: Any) -> str:
@@ -223,7 +226,11 @@ class SparkValLoop(_PredictLabels, ValLoop):
             runner.model.eval()
             for index, batch in enumerate(self.dataloader):
                 self.run_iter(index, batch)
-            metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+                if runner.stop.agreed():  # a validation can take minutes
+                    break
+            else:
+                metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+        runner.stop_if_requested(validate=True)
         runner.call_hook("after_val_epoch", metrics=metrics)
         runner.call_hook("after_val")
         return metrics

@@ -10,7 +10,7 @@ import json
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from spark_seg.atomic import write_bytes
+from spark_seg.config import unresolved_text
 from spark_seg.engine.checkpoints import load_safetensors, save_safetensors
 from spark_seg.engine.folder import STATE_FILE, read_state, replaced_folder, rng_file
 from spark_seg.engine.stop import StopRequest
+from spark_seg.errors import UserError
 
 
 @RUNNERS.register_module()
@@ -42,15 +44,34 @@ class SparkRunner(FlexibleRunner):
         Raises:
             TrainingInterrupted: After such a signal, with the checkpoint's path.
         """
-        self.stop = StopRequest(self.logger)
         with self.stop.listening():
-            return super().train()
+            try:
+                return super().train()
+            finally:
+                self._end_workers()
 
-    def stop_if_requested(self) -> None:
-        """Saves and leaves training when a signal asked for it on any process; called between two steps."""
+    def _end_workers(self) -> None:
+        """Ends the loaders' workers in good order; left to the interpreter's exit, they die with a traceback."""
+        for loop in (self._train_loop, self._val_loop):
+            iterator = getattr(getattr(loop, "dataloader", None), "_iterator", None)
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+
+    @cached_property
+    def stop(self) -> StopRequest:
+        """What signals ask for."""
+        return StopRequest(self.logger)
+
+    def stop_if_requested(self, validate: bool = False) -> None:
+        """Saves and leaves training when a signal asked for it on any process; called between two steps.
+
+        Args:
+            validate: Whether the training would validate next.
+        """
         number = self.stop.agreed()
         if number:
-            path = self.save_checkpoint(self.checkpoint_dir, "last")
+            meta = {"validate": validate}
+            path = self.save_checkpoint(self.checkpoint_dir, "last", meta=meta)
             self.stop.leave(
                 number, f"epoch {self.epoch + 1}, step {self.iter}: checkpoint kept in {path}"
             )
@@ -130,6 +151,9 @@ class SparkRunner(FlexibleRunner):
 
         The loader draws its workers' seeds from a generator of its own: the global one belongs to the model's dropout,
         whose stream must not depend on when loaders start.
+
+        Raises:
+            UserError: There is not one whole batch in the data.
         """
         if isinstance(dataloader, DataLoader):
             return dataloader
@@ -138,6 +162,11 @@ class SparkRunner(FlexibleRunner):
             only = ("persistent_workers", "prefetch_factor")
             dataloader = {key: value for key, value in dataloader.items() if key not in only}
         loader = FlexibleRunner.build_dataloader(dataloader, seed, diff_rank_seed)
+        if len(loader) == 0:
+            frames = len(loader.dataset)
+            raise UserError(
+                f"batch_size={loader.batch_size} is more than the {frames} frames: make it smaller"
+            )
         loader.worker_init_fn = partial(_init_worker, then=loader.worker_init_fn)
         loader.generator = torch.Generator().manual_seed(seed or 0)
         return loader
@@ -147,9 +176,10 @@ class SparkRunner(FlexibleRunner):
         return ", ".join(type(hook).__name__ for hook in self.hooks)
 
     def dump_config(self) -> None:
-        """Writes the merged config as `config.py` into the work folder."""
+        """Writes the merged config as `config.py` into the work folder, its `'$name'`s unresolved."""
         if self.rank == 0:
-            write_bytes(Path(self.work_dir) / "config.py", self.cfg.pretty_text.encode())
+            text = f"{unresolved_text(self.cfg)}work_dir = {self.work_dir!r}\n"
+            write_bytes(Path(self.work_dir) / "config.py", text.encode())
 
     def _log_env(self) -> None:
         """Nothing: versions, hardware and config are in the run's training_params.yaml."""

@@ -289,7 +289,7 @@ def test_ctrl_c_keeps_a_checkpoint(workers: int, tree: Path, tmp_path: Path) -> 
 def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spark_seg.engine.runner import TrainingInterrupted
+    from spark_seg.engine.stop import TrainingInterrupted
     from spark_seg.evaluation.metric import SparkMetric
 
     seen = []
