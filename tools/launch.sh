@@ -85,9 +85,10 @@ run_slurm() {
     show "$@"
     "$@" &
     task=$!
-    # Slurm's warning before the time limit reaches this shell alone (--signal=B:): srun passes it on to the tasks.
+    # Slurm's warning before the time limit reaches this shell alone (--signal=B:): srun passes USR1 on to the tasks.
     trap 'kill -USR1 $task 2>/dev/null' USR1
-    trap 'kill -TERM $task 2>/dev/null' TERM
+    # TERM would make srun kill them; this way it reaches them as what it is.
+    trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
     # A trap ends `wait` too, with srun still there: wait until it is not. bash keeps the code for the last `wait`.
     while kill -0 "$task" 2>/dev/null; do
         wait "$task" || true

@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "is run B better than run A? a paired bootstrap over their images",
     "benchmark": "measure what parts cost: eval",
     "check_dataset": "look over a SPARK tree before training on it",
+    "fetch_weights": "download published weights, for compute nodes without network",
     "make_demo_data": "render SPARK-like frames in the data's layout",
 }
 _WORKER_ERROR = re.compile(r"^(?:spark_seg\.errors\.)?User(?:FileNotFound)?Error: (.*)", re.M)

@@ -132,7 +132,7 @@ def prepare(args: argparse.Namespace) -> "Config":
         print(f"config: {change}")
     name = find_config(args.config).stem
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / name)
-    if cfg.get("demo_data"):
+    if cfg.get("demo_data") and not getattr(args, "dry_run", False):
         from spark_seg.datasets.demo import ensure_demo_data
 
         ensure_demo_data(cfg.data_root, **cfg.demo_data)

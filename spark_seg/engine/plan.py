@@ -178,6 +178,9 @@ def _frames(cfg: "Config", notes: list[str]) -> tuple[int, str]:
         dataset = DATASETS.build({**cfg.train_dataloader.dataset, "lazy_init": True})
         return len(dataset.list_frames()), str(dataset.data_root)
     except UserFileNotFoundError as error:
+        if cfg.get("demo_data"):
+            notes.append("the demo data is not rendered yet")
+            return int(cfg.demo_data["images"]), "the demo data's config"
         left_out = cfg.get("leave_out") or ()
         left_out = {left_out} if isinstance(left_out, str) else set(left_out)
         frames = FRAMES["train"] * len(set(SATELLITES) - left_out)

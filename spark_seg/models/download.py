@@ -69,8 +69,41 @@ def fetch(url: str, digest: str) -> Path:
     return path
 
 
+def fetch_in_job(url: str, digest: str) -> Path:
+    """As `fetch`; where a process group of several is up, rank 0 alone downloads while the others wait.
+
+    To be called by all ranks.
+
+    Raises:
+        UserError: On every rank, what `fetch` raised on rank 0; or the cache of rank 0 is not this node's.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return fetch(url, digest)
+    told: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            fetch(url, digest)
+        except UserError as error:
+            told = [str(error)]
+    dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise UserError(told[0])
+    path = cache_folder() / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        raise UserError(
+            f"rank 0 has {path.name} in its cache, and {path} is not there on this node: set TORCH_HOME to a "
+            "folder that all nodes see, or run tools/fetch_weights.py on each"
+        )
+    return path
+
+
 def _by_hand(path: Path) -> str:
-    return f"put the file at {path}, or train from scratch with --cfg-options pretrained=None"
+    return (
+        f"run tools/fetch_weights.py where there is network, put the file at {path}, or train from scratch with "
+        "--cfg-options pretrained=None"
+    )
 
 
 def _download(url: str, path: Path) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spark_seg.engine.checkpoints import load_state_dict, variant_of
 from spark_seg.errors import UserError
-from spark_seg.models.download import fetch
+from spark_seg.models.download import fetch_in_job
 from spark_seg.models.published import published
 
 CLASSIFIER = ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
@@ -64,7 +64,7 @@ def load_pretrained(model: nn.Module, source: str | None, variant: str) -> Pretr
         path, backbone_only = Path(source), None
     else:
         entry = published(source, variant)
-        path, backbone_only = fetch(entry.url, entry.digest), entry.backbone_only
+        path, backbone_only = fetch_in_job(entry.url, entry.digest), entry.backbone_only
     state = _named_as_in_model(_read(path))
     own = model.state_dict()
     if backbone_only is None:

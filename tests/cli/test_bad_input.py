@@ -1,6 +1,7 @@
 """What can be wrong with data, checkpoints and folders: one line each on stderr, exit code 2, nothing lost."""
 
 import errno
+import logging
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -75,6 +76,8 @@ def command(
 ) -> Command:
     for name in ("SPARK_DATA_ROOT", "SPARK_TEST_ROOT"):
         monkeypatch.delenv(name, raising=False)
+    # mmengine's loggers outlive a test, and with them the stream that pytest has closed since
+    monkeypatch.setattr(logging, "raiseExceptions", False)
     return Command(capsys, tmp_path)
 
 

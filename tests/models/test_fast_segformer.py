@@ -66,13 +66,28 @@ def image(height: int = 64, width: int = 64, dtype: torch.dtype = torch.float32)
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def run(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits and the gradients of a sum with random weights; masks are drawn from a fixed seed."""
+def run(
+    model: nn.Module, x: Tensor, relus: list[Tensor] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits and the gradients of a sum with random weights; masks are drawn from a fixed seed.
+
+    `relus` receives what goes into each ReLU.
+    """
+    handles = []
+    if relus is not None:
+        for module in model.modules():
+            if isinstance(module, nn.ReLU):
+                hook = module.register_forward_pre_hook(
+                    lambda _, a: relus.append(a[0].detach().clone())
+                )
+                handles.append(hook)
     model.zero_grad(set_to_none=True)
     torch.manual_seed(3)
     out = model(x)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
     (out * weight).mean().backward()
+    for handle in handles:
+        handle.remove()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return out.detach(), grads
 
@@ -88,10 +103,20 @@ def difference(ours: Any, theirs: Any) -> float:
 
 
 def assert_same(fast: Any, stock: Any, x: Tensor) -> None:
-    out, grads = run(fast, x)
-    stock_out, stock_grads = run(stock, x)
     tolerance = TOLERANCE[x.dtype]
-    assert difference(out, stock_out) < tolerance
+    for _ in range(5):
+        ours, theirs = [], []
+        out, grads = run(fast, x, ours)
+        stock_out, stock_grads = run(stock, x, theirs)
+        assert difference(out, stock_out) < tolerance
+        switched = [(a - b).abs()[(a > 0) != (b > 0)] for a, b in zip(ours, theirs, strict=True)]
+        if not sum(s.numel() for s in switched):
+            break
+        # Rounding took a value over ReLU's kink, where the gradient jumps: that tells nothing. Another image.
+        assert max(s.max().item() for s in switched if s.numel()) < 1e-5
+        x = x.roll(1, 0) * 1.1 + 0.1
+    else:
+        raise AssertionError("a ReLU switched for every image")
     assert difference(grads, stock_grads) < tolerance
     # number of batches, running mean and variance
     ours, theirs = (dict(m.decode_head.named_buffers()) for m in (fast, stock))

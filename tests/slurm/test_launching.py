@@ -1,5 +1,6 @@
 """How processes find each other under a real Slurm."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,25 @@ def test_warned_then_started_again(slurm: Cluster, clone: Path, tmp_path: Path) 
     assert "saved; asking Slurm to start job" in output
     assert "start 2" in output
     assert output.count("up ['segformer_b2_spark', '--cfg-options', 'epochs=7', '--resume']") == 2
+
+
+def test_the_time_limit_itself(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
+    """A limit shorter than the work: Slurm warns, the tasks save, the job goes on in a second start."""
+    job = submit(slurm, clone, tmp_path, "--time=1", "--signal=B:USR1@30")
+    slurm.wait_restart(job, timeout=240)
+    output = slurm.completed(job)
+    assert (tmp_path / "signals").read_text().count("SIGUSR1") == 2
+    assert output.count("--resume']") == 2
+
+
+def test_a_termination_reaches_the_tasks(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
+    """SIGTERM to the batch script; the tasks' own code is the job's."""
+    job = submit(slurm, clone, tmp_path)
+    slurm.wait_output(job, "up")
+    slurm.warn(job, signal.SIGTERM)
+    assert slurm.wait(job) == "FAILED"
+    assert (tmp_path / "signals").read_text().count("SIGTERM") == 2
+    assert slurm.show(job)["ExitCode"] == "3:0"
 
 
 def test_a_killed_node_restarts_the_job(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
