@@ -8,13 +8,13 @@ Renders its data on first use. Expected on 2 CPU cores: see the README.
 _base_ = ["./segformer_b0_spark.py"]
 pretrained = None
 data_root = "data/spark_demo"
-demo_data = dict(images=600, val=100, test=40, size=1024, seed=0)
+demo_data = dict(images=400, val=60, test=20, size=1024, seed=0)
 image_size = 256
 batch_size = 8
-epochs = 12
-warmup_epochs = 1
+epochs = 7
+warmup_epochs = 0.1  # of all epochs
 lr = 1e-3
 min_lr = 1e-5
 num_workers = 2
-val_every = 4
+val_every = 3
 log_every = 10

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
+from spark_seg.engine.launch import this_process
 from spark_seg.errors import UserError
 
 
@@ -49,9 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.overlays:
         print(f"overlays: {out / 'overlays.png'}")
     from spark_seg.engine.checkpoints import load_state_dict
+    from spark_seg.engine.launch import is_first
     from spark_seg.evaluation.report.data import write_record
     from spark_seg.submission.run import weights_digest
 
+    if not is_first():
+        return 0
     # A folder can hold what an earlier checkpoint left: by the digest a report tells them apart.
     weights = weights_digest(load_state_dict(checkpoint, args.trust_checkpoint))
     write_record(out, cfg, checkpoint, weights, args.split, result.rule)
@@ -104,6 +108,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Settles the options of --corruptions and --report before anything is loaded."""
+    if (args.corruptions is not None or args.report) and this_process().world_size > 1:
+        raise UserError("--corruptions and --report run in one process: start without a launcher")
     if args.report_images is not None and not args.report:
         raise UserError("--report-images goes with --report")
     if args.report_images is not None and args.report_images < 0:

@@ -292,13 +292,29 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def is_first() -> bool:
+    """Whether this is the first process of the group, or the only one."""
+    import torch
+
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, on every process."""
+    import torch
+
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
+
+
 def first_process(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function on the first process while the others wait; returns its result there and None elsewhere."""
     import torch
 
-    result = None
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        result = function(*args)
+    result = function(*args) if is_first() else None
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     return result

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -210,11 +211,17 @@ def untouched_random_state() -> Iterator[None]:
         set_random_state(before)
 
 
+def _once_ignored(number: int, frame: FrameType | None) -> None:
+    # Slurm's goes to the whole process group and is the main process's to answer; the next is the loader's own.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _init_worker(worker_id: int, then: Any) -> None:
     import cv2
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN if number != signal.SIGTERM else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _once_ignored)
     cv2.setNumThreads(0)  # the workers are the parallelism
     if then is not None:
         then(worker_id)

@@ -1,9 +1,7 @@
 """Ending a training from outside: Ctrl-C, Slurm's warning before the time limit, a requeue."""
 
 import logging
-import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,8 @@ from typing import NoReturn
 
 import torch
 
+# What the Slurm scripts take for "saved, wants to go on" (EX_TEMPFAIL of sysexits.h).
+GO_ON = 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -19,7 +19,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped by a signal and its state saved; the message names the checkpoint.
 
     Attributes:
-        code: The process's exit code, 128 + the signal's number.
+        code: The process's exit code: 130 after Ctrl-C, else `GO_ON`.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -75,24 +75,12 @@ class StopRequest:
         return int(flag)
 
     def leave(self, number: int, where: str) -> NoReturn:
-        """Ends the training; under Slurm the job is queued again first, unless a person pressed Ctrl-C.
+        """Ends the training. After SIGTERM and SIGUSR1 the exit code asks the Slurm script to queue the job again.
 
         Raises:
             TrainingInterrupted: Always.
         """
-        requeued = ""
-        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-        job = os.environ.get("SLURM_JOB_ID")
-        if (
-            first
-            and job
-            and number != signal.SIGINT
-            and os.environ.get("SPARK_REQUEUE", "1") == "1"
-        ):
-            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-            requeued = (
-                f"; job {job} is queued again"
-                if done.returncode == 0
-                else f"; job {job} could not be queued again ({done.stderr.strip()})"
-            )
-        raise TrainingInterrupted(f"interrupted at {where}{requeued}", 128 + number)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # srun ends all tasks when the first one leaves
+        code = 128 + number if number == signal.SIGINT else GO_ON
+        raise TrainingInterrupted(f"interrupted at {where}", code)

@@ -57,7 +57,8 @@ class SparkMetric(BaseMetric):
         calibration: Whether to count calibration where the loop shows logits.
         thresholds, panel_share, empty_union: The challenge's score; see `challenge.ChallengeRule`.
         boundary_px, band_share, bins: See `frame.CountOptions`.
-        collect_device: Where several processes put their parts together.
+        collect_device: How several processes put their parts together: `gpu` goes through the process group (on the
+            CPU too), `cpu` through files in the current folder.
         prefix: Set before every key; none by default, so that keys are those of `metrics.json`.
 
     Attributes:
@@ -82,7 +83,7 @@ class SparkMetric(BaseMetric):
         boundary_px: Sequence[int] = BOUNDARY_PX,
         band_share: float = BAND_SHARE,
         bins: int = BINS,
-        collect_device: str = "cpu",
+        collect_device: str = "gpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)

@@ -28,7 +28,8 @@ class OverlaySheetHook(Hook):
         self._seen = 0
 
     def before_test_epoch(self, runner: Any) -> None:
-        self._wanted = set(spread(self.rows, len(runner.test_dataloader.dataset)))
+        # of several processes the first one draws, from its own share
+        self._wanted = set(spread(self.rows, len(runner.test_dataloader.sampler)))
         self._kept, self._seen = [], 0
 
     def after_test_iter(self, runner: Any, batch_idx: int, outputs: Any = None, **_: Any) -> None:

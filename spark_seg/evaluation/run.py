@@ -128,6 +128,7 @@ def evaluate(
     """
     from spark_seg.engine.build import prediction_runner
     from spark_seg.engine.checkpoints import load_state_dict
+    from spark_seg.engine.launch import from_first, is_first
     from spark_seg.evaluation.metric import SparkMetric
 
     if split == "test":
@@ -143,15 +144,14 @@ def evaluate(
         out = make_folder(out)
     metric = SparkMetric(table=False, **metric_options(cfg))
     runner = prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy)
-    if out is not None and overlays:
+    if out is not None and overlays and is_first():
         from spark_seg.evaluation.overlays import OverlaySheetHook
 
         runner.register_hook(OverlaySheetHook(out / "overlays.png", overlays))
     runner.test()
-    assert metric.counts is not None
-    counts = metric.counts.with_backgrounds(backgrounds)
+    counts = from_first(metric.counts).with_backgrounds(backgrounds)
     found = summarize(counts, metric.rule, resamples)
-    if out is not None:
+    if out is not None and is_first():
         counts.save(out / "counts.npz")
         write_results(out, found)
     return found

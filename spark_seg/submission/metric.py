@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 
 from spark_seg import compat
@@ -17,7 +16,6 @@ from mmseg.registry import METRICS  # noqa: E402
 
 from spark_seg.atomic import make_folder  # noqa: E402
 from spark_seg.datasets.io import read_image  # noqa: E402
-from spark_seg.errors import UserError  # noqa: E402
 from spark_seg.evaluation.metric import label_map  # noqa: E402
 from spark_seg.submission.members import member_name  # noqa: E402
 from spark_seg.submission.writer import SubmissionWriter  # noqa: E402
@@ -39,16 +37,16 @@ class SubmissionMetric(BaseMetric):
         overlays: How many overlays to write as PNG into `overlays/` beside the zip, spread evenly
             over all images of the submission, whichever part of them this run predicts.
 
+    Several processes write into one folder, each its share, and the first one finishes the zip.
+
     Raises:
-        UserError: Several processes (each would write a part only), or what the writer raises.
+        UserError: What the writer raises.
     """
 
     default_prefix = ""  # None would make mmengine warn that keys have no prefix
 
     def __init__(self, writer: SubmissionWriter | dict, overlays: int = 0) -> None:
-        super().__init__(collect_device="cpu")
-        if get_world_size() > 1:
-            raise UserError("a submission is written by one process: start without a launcher")
+        super().__init__(collect_device="gpu")  # through the process group, not through files
         self.writer = SubmissionWriter(**writer) if isinstance(writer, dict) else writer
         images = self.writer.images
         self._chosen = {member_name(images[k]) for k in spread(overlays, len(images))}

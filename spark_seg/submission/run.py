@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,12 @@ def infer(
     from spark_seg.datasets.layout import fingerprint
     from spark_seg.engine.build import prediction_runner
     from spark_seg.engine.checkpoints import load_state_dict
+    from spark_seg.engine.launch import first_process, from_first, is_first, start_process_group
     from spark_seg.engine.strategy import resolve_precision
     from spark_seg.submission.metric import SubmissionMetric
 
+    if strategy == "deepspeed":
+        start_process_group()
     weights = load_state_dict(checkpoint, trust)
     dataloader = copy.deepcopy(cfg.test_dataloader)
     frames = DATASETS.build({**dataloader.dataset, "lazy_init": True}).list_frames()
@@ -61,21 +65,24 @@ def infer(
         "strategy": strategy,
         "overlays": overlays,  # images that are done already are not drawn again
     }
-    writer = SubmissionWriter(
+    make = partial(
+        SubmissionWriter,
         out,
         [frame.image for frame in frames],
         dtype=dtype,
         fingerprint=json.dumps(options, default=str, sort_keys=True),
         keep_npz=keep_npz,
     )
-    pending = set(writer.pending)
+    # The first process clears what cannot be continued; the others come to what it left.
+    writer = first_process(make) or make()
+    pending = set(from_first(writer.pending))
     todo = [frame.id for frame in frames if frame.image in pending]
     if todo:
         dataloader.dataset.subset = todo
         metric = SubmissionMetric(writer, overlays)
         runner = prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy)
         runner.test()
-    else:
+    elif is_first():
         writer.finish(progress=True)
     return writer
 

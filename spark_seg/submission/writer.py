@@ -169,6 +169,9 @@ class SubmissionWriter:
             UserError: Images without prediction, disk full, or the check found a problem; the
                 members stay for another attempt, wrong ones excepted.
         """
+        # other processes may have written their share into the same folder
+        images = self._images
+        self._done.update(m for m in images if m not in self._done and self._whole(m))
         if pending := self.pending:
             raise UserError(
                 f"{len(pending)} of {len(self._images)} images have no prediction yet, first "

@@ -10,8 +10,8 @@ strategy = dict(
     zero_optimization=dict(
         stage="$zero_stage",
         overlap_comm=True,
-        reduce_bucket_size=500000000,
-        allgather_bucket_size=500000000,
+        reduce_bucket_size=50000000,
+        allgather_bucket_size=50000000,
     ),
     gradient_clipping="$clip_grad",
     gradient_accumulation_steps="$accumulate",
