@@ -3,7 +3,6 @@
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=B:USR1@120
 # Evaluates a checkpoint on any number of nodes, one task for each GPU; see docs/slurm.md.
 #   MODEL_PATH=best.safetensors sbatch --ntasks=4 --gpus-per-task=1 tools/dist_test_slurm.sh CONFIG
 set -euo pipefail

@@ -65,12 +65,14 @@ run_slurm() {
     local command=$1 code=0 task
     shift
     if [ -z "${SLURM_JOB_ID:-}" ]; then
-        echo "error: start it with sbatch; inside an allocation: srun python tools/$command.py CONFIG" >&2
+        echo "error: start it with sbatch; inside an allocation: srun --kill-on-bad-exit=1 python tools/$command.py CONFIG" >&2
         exit 2
     fi
     source_site
     choose_python
-    local tasks=$((${SLURM_NTASKS:-1} / ${SLURM_JOB_NUM_NODES:-1}))
+    # of this node, the first: "3(x2),1" is three tasks here
+    local tasks=${SLURM_TASKS_PER_NODE:-1}
+    tasks=${tasks%%[(,]*}
     if [ "${SLURM_GPUS_ON_NODE:-0}" -gt "$tasks" ]; then
         echo "error: $SLURM_GPUS_ON_NODE GPUs but $tasks task(s) on a node: submit with" \
             "--ntasks-per-node=$SLURM_GPUS_ON_NODE" >&2

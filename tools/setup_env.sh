@@ -44,7 +44,8 @@ setup_env() {
     stamp=.venv/.spark_seg${extras//[\[\]]/_}
     if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
         echo "installing packages (minutes the first time)"
-        if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+        if ! .venv/bin/python -c 'import sys, torch; sys.exit(torch.__version__.split("+")[0] != sys.argv[1])' \
+            "$(sed -n 's/^torch==//p' constraints.txt)" 2>/dev/null; then
             install_torch || { echo "error: torch could not be installed" >&2; exit 1; }
         fi
         .venv/bin/pip install -q -c constraints.txt -e ".${extras}" ||

@@ -130,8 +130,11 @@ def prepare(args: argparse.Namespace) -> "Config":
     cfg = load_config(args.config, options, changes)
     for change in changes:
         print(f"config: {change}")
-    name = find_config(args.config).stem
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / name)
+    path = find_config(args.config)
+    default = str(Path("work_dirs") / path.stem)
+    if path.name == "config.py" and (path.parent / "checkpoints").is_dir():
+        cfg.work_dir = default = str(path.parent)  # a run's own, wherever the run was moved
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or default
     if cfg.get("demo_data") and not getattr(args, "dry_run", False):
         from spark_seg.datasets.demo import ensure_demo_data
 

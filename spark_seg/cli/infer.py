@@ -1,6 +1,7 @@
 """`infer.py CONFIG [CHECKPOINT] --out DIR`: predicts images and writes the submission zip."""
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
+from spark_seg.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         "--keep-npz", action="store_true", help="leave the zip's members in npz/ beside it"
     )
     args = parser.parse_args(argv)
+    if args.overlays < 0:
+        raise UserError(f"--overlays {args.overlays}: give a number from 0 up")
     cfg = prepare(args)
     checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)
     if args.images:

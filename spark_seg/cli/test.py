@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     _add_corruptions(parser)
     _add_report(parser)
     args = parser.parse_args(argv)
+    if args.overlays < 0:
+        raise UserError(f"--overlays {args.overlays}: give a number from 0 up")
     _check(args)
     cfg = prepare(args)
     checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)

@@ -24,10 +24,17 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if row["mode"] == "resume":
-            rows = [r for r in rows if (r["step"], r["mode"] == "val") < (row["step"], True)]
+            rows = [r for r in rows if _stays(r, row)]
         else:
             rows.append(row)
     return rows
+
+
+def _stays(row: dict[str, Any], resume: dict[str, Any]) -> bool:
+    """Whether a line is not made again by a training that was taken up."""
+    if row["step"] != resume["step"]:
+        return row["step"] < resume["step"]
+    return row["mode"] == "train" or not resume.get("validate")
 
 
 def draw_curves(metrics_file: str | Path, png: str | Path) -> None:

@@ -152,6 +152,10 @@ def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
             continue
         wrong = damage(candidate)
         if wrong is None:
+            if (
+                candidate.suffix == ".tmp"
+            ):  # killed between two renames: it gets the name it was written for
+                candidate = _named(candidate)
             with suppress(OSError, ValueError):
                 state = read_state(candidate)
                 # Of two at one step the one after its validation is further.
@@ -160,6 +164,14 @@ def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
             notes.append(f"{candidate}: {wrong}; passed over")
     best = max(found, key=lambda f: (f[0], f[1], f[2].name == "last"), default=None)
     return (best[2] if best else None), notes
+
+
+def _named(fresh: Path) -> Path:
+    final = fresh.with_suffix("")
+    if final.exists():
+        return fresh
+    os.rename(fresh, final)
+    return final
 
 
 def require_whole(folder: str | Path) -> Path:

@@ -228,7 +228,8 @@ def start_process_group(timeout: timedelta | None = None) -> ProcessEnvironment:
     differs from the local rank where each task sees one device only. Nothing is done where a group exists.
 
     Args:
-        timeout: How long a collective may take; torch's default if None.
+        timeout: How long a collective may take; two hours if None, because the others wait while the first process
+            checks a zip or copies data. A process that dies is noticed at once all the same.
 
     Raises:
         UserError: The other processes were not found; see also `process_environment`.
@@ -255,7 +256,7 @@ def start_process_group(timeout: timedelta | None = None) -> ProcessEnvironment:
         "MASTER_PORT": process.port or _free_port(),
     }.items():
         os.environ[key] = str(value)
-    options = {} if timeout is None else {"timeout": timeout}
+    options = {"timeout": timeout or timedelta(hours=2)}
     try:
         deepspeed.init_distributed(
             dist_backend="nccl" if cuda else "gloo",
@@ -311,10 +312,20 @@ def from_first(value: Any) -> Any:
 
 
 def first_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function on the first process while the others wait; returns its result there and None elsewhere."""
-    import torch
+    """Calls a function on the first process while the others wait; returns its result there and None elsewhere.
 
-    result = function(*args) if is_first() else None
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    Raises:
+        UserError: On every process, where the function fails on the first one.
+    """
+    result, error = None, None
+    if is_first():
+        try:
+            result = function(*args)
+        except Exception as e:
+            error = e
+    told = from_first(str(error) if error else None)
+    if error is not None:
+        raise error
+    if told:
+        raise UserError(told)
     return result

@@ -235,10 +235,6 @@ class SparkValLoop(_PredictLabels, ValLoop):
         runner.call_hook("after_val")
         return metrics
 
-    def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
-        super().run_iter(idx, data_batch)
-        self.runner.stop_if_requested()  # a validation can take minutes; the state is the epoch's end
-
 
 @LOOPS.register_module()
 class SparkTestLoop(_PredictLabels, TestLoop):

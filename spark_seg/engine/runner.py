@@ -55,7 +55,7 @@ class SparkRunner(FlexibleRunner):
         """Ends the loaders' workers in good order; left to the interpreter's exit, they die with a traceback."""
         for loop in (self._train_loop, self._val_loop):
             iterator = getattr(getattr(loop, "dataloader", None), "_iterator", None)
-            if hasattr(iterator, "_shutdown_workers"):
+            if iterator is not None and hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
 
     @cached_property

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from spark_seg.atomic import make_folder
 from spark_seg.engine.build import training_runner
 from spark_seg.engine.folder import newest_whole, require_whole
-from spark_seg.engine.launch import first_process, start_process_group
+from spark_seg.engine.launch import first_process, from_first, start_process_group, this_process
+from spark_seg.errors import UserError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -35,7 +36,14 @@ def train(
     """
     if strategy == "deepspeed":
         start_process_group()
-    source = find_resume(cfg.work_dir, resume)
+    elif this_process().world_size > 1:
+        raise UserError(
+            f"--strategy single runs in one process and {this_process().world_size} were started: leave it out for "
+            "DeepSpeed, or start without torchrun and srun"
+        )
+    # One process decides for all: a network file system may show each of them something else.
+    source = from_first(first_process(find_resume, cfg.work_dir, resume))
+    first_process(_look_at_data, cfg)
     if source is None:
         first_process(set_aside, cfg.work_dir)
     # before the runner: building a model draws random numbers, and the runner sets the seed
@@ -56,17 +64,31 @@ def train(
 
 
 def find_resume(work_dir: str, resume: bool | str | Path) -> Path | None:
-    """The checkpoint folder to go on from, or None to begin."""
+    """The checkpoint folder to go on from, or None to begin.
+
+    A job that Slurm has queued again goes on from its own newest checkpoint, whichever it was started with.
+    """
     if resume is False or resume is None:
         return None
-    if resume is not True:
+    if resume is not True and not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         return require_whole(resume)
     found, notes = newest_whole(Path(work_dir) / "checkpoints")
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
+    if found is None and resume is not True:
+        return require_whole(resume)  # queued again before anything was saved
     if found is None:
         print(f"no checkpoint in {work_dir} yet: beginning")
     return found
+
+
+def _look_at_data(cfg: "Config") -> None:
+    """Lists the frames of both splits, so that what is wrong with them is told before a former run is moved."""
+    from mmseg.registry import DATASETS
+
+    for loader in (cfg.train_dataloader, cfg.get("val_dataloader")):
+        if loader:
+            DATASETS.build({**loader["dataset"], "lazy_init": True}).list_frames()
 
 
 def describe_model(cfg: "Config") -> dict[str, str]:
@@ -90,8 +112,8 @@ def set_aside(work_dir: str) -> Path | None:
     Returns:
         Where it went, or None where there was nothing to move.
     """
-    folder = Path(work_dir)
-    if not (folder / "checkpoints").is_dir():
+    folder = Path(work_dir).resolve()
+    if not (folder / "checkpoints").is_dir() and not (folder / "metrics.jsonl").is_file():
         make_folder(folder)
         return None
     number = 1

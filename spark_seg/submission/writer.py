@@ -89,7 +89,8 @@ class SubmissionWriter:
             left = ""
         if left == key:
             self._done = {name for name in self._images if self._whole(name)}
-            self._say(f"{len(self._done)} of {len(self._images)} images are done, going on")
+            if self._done:
+                self._say(f"{len(self._done)} of {len(self._images)} images are done, going on")
         else:
             if left is not None:
                 self._say("weights, config, options or images changed since, starting afresh")

@@ -93,8 +93,11 @@ class RandomWarp(BaseTransform):
         rotation: Largest angle in degrees, drawn evenly from both sides of zero.
         scale: Largest relative change of size: 0.2 draws a factor from 0.8 to 1.2.
         shift: Largest shift as a share of the new width and height.
-        crop: Side or `(height, width)` of the window, at a random place; None keeps the whole
-            frame.
+        crop: Side or `(height, width)` of the window, at a random place, in pixels or, as a
+            float up to 1, as a share of `size`; None keeps the whole frame.
+        focus: Probability that the window is placed to hold a pixel of the craft, drawn evenly
+            from all of them, instead of anywhere. The craft covers a tenth of the frame, so that
+            most windows would miss it.
     """
 
     def __init__(
@@ -105,13 +108,26 @@ class RandomWarp(BaseTransform):
         rotation: float = 30.0,
         scale: float = 0.2,
         shift: float = 0.1,
-        crop: Size | None = None,
+        crop: Size | float | None = None,
+        focus: float = 0.0,
     ) -> None:
         self.size = height_width(size, "size")
-        self.crop = self.size if crop is None else height_width(crop, "crop")
+        if crop is None:
+            self.crop = self.size
+        elif isinstance(crop, float):
+            if not 0 < crop <= 1:
+                raise UserError(f"crop={crop!r}: as a share it must lie between 0 and 1")
+            self.crop = (max(1, round(crop * self.size[0])), max(1, round(crop * self.size[1])))
+        else:
+            self.crop = height_width(crop, "crop")
         if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
             raise UserError(f"crop={crop!r} is larger than the frame's size={size!r}")
-        for name, value, top in (("hflip", hflip, 1), ("vflip", vflip, 1), ("shift", shift, 1)):
+        for name, value, top in (
+            ("hflip", hflip, 1),
+            ("vflip", vflip, 1),
+            ("shift", shift, 1),
+            ("focus", focus, 1),
+        ):
             if not 0 <= value <= top:
                 raise UserError(f"{name}={value!r}: must lie between 0 and {top}")
         if not 0 <= rotation <= 180:
@@ -120,6 +136,9 @@ class RandomWarp(BaseTransform):
             raise UserError(f"scale={scale!r}: must lie between 0 and below 1")
         self.hflip, self.vflip = hflip, vflip
         self.rotation, self.scale, self.shift = rotation, scale, shift
+        if focus and crop is None:
+            raise UserError(f"focus={focus!r} places a window: give crop too")
+        self.focus = focus
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         angle = np.random.uniform(-self.rotation, self.rotation)
@@ -128,6 +147,9 @@ class RandomWarp(BaseTransform):
         flips = (np.random.rand() < self.hflip, np.random.rand() < self.vflip)
         top, left = (np.random.randint(self.size[k] - self.crop[k] + 1) for k in (0, 1))
         img, mask = results["img"], results.get("gt_seg_map")
+        if np.random.rand() < self.focus and mask is not None:
+            matrix = frame_matrix(img.shape[:2], self.size, angle, factor, shift, flips)
+            top, left = self._window_on_craft(mask, matrix, (top, left))
         if angle == 0 and factor == 1 and not shift.any():
             img, mask = self._resize_flip(img, mask, flips, top, left)
         else:
@@ -139,6 +161,27 @@ class RandomWarp(BaseTransform):
         if mask is not None:
             results["gt_seg_map"] = mask
         return results
+
+    def _window_on_craft(
+        self, mask: np.ndarray, matrix: np.ndarray, place: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Top and left of a window that holds a random pixel of the craft; `place` without any."""
+        craft = np.flatnonzero((mask == 1) | (mask == 2))
+        if not len(craft):
+            return place
+        y, x = divmod(int(craft[np.random.randint(len(craft))]), mask.shape[1])
+        found = matrix @ (x, y, 1.0)
+        within = np.random.rand(2)
+        # (x, y) of the pixel in the frame, less where in the window it shall lie
+        left, top = (
+            int(
+                np.clip(
+                    found[k] - within[k] * self.crop[1 - k], 0, self.size[1 - k] - self.crop[1 - k]
+                )
+            )
+            for k in (0, 1)
+        )
+        return top, left
 
     def _resize_flip(
         self,
@@ -158,7 +201,8 @@ class RandomWarp(BaseTransform):
     def __repr__(self) -> str:
         return (
             f"RandomWarp(size={self.size}, hflip={self.hflip}, vflip={self.vflip}, "
-            f"rotation={self.rotation}, scale={self.scale}, shift={self.shift}, crop={self.crop})"
+            f"rotation={self.rotation}, scale={self.scale}, shift={self.shift}, crop={self.crop}, "
+            f"focus={self.focus})"
         )
 
 

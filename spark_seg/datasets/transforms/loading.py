@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import cv2
+import numpy as np
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
@@ -17,14 +19,33 @@ class LoadSparkImage(BaseTransform):
 
     Sets `img` (uint8 `[H, W, 3]`, BGR), `img_shape` and `ori_shape` (both `(H, W)`).
 
+    Args:
+        shrink: Averages blocks of so many pixels a side right after decoding. For training on images much smaller
+            than the frames; a mask must be shrunk alike.
+        keep: Keeps every image in memory, in each worker, so that a file is decoded once. For small data sets.
+
     Raises:
         UserError: The file is empty, truncated or cannot be decoded.
     """
 
+    def __init__(self, shrink: int = 1, keep: bool = False) -> None:
+        self.shrink, self.keep = _whole(shrink), keep
+        self._kept: dict[str, tuple[np.ndarray, tuple[int, int]]] = {}
+
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         reuse_memory()
-        results["img"] = read_image(results["img_path"])
-        results["img_shape"] = results["ori_shape"] = results["img"].shape[:2]
+        path = results["img_path"]
+        if path in self._kept:
+            img, size = self._kept[path]
+        else:
+            img = read_image(path)
+            size = img.shape[:2]
+            if self.shrink > 1:
+                img = cv2.resize(img, _shrunk(size, self.shrink), interpolation=cv2.INTER_AREA)
+            if self.keep:
+                self._kept[path] = img, size
+        results["img"] = img
+        results["img_shape"], results["ori_shape"] = img.shape[:2], size
         return results
 
 
@@ -35,19 +56,46 @@ class LoadSparkMask(BaseTransform):
 
     Sets `gt_seg_map` (uint8 `[H, W]`, class indices) and adds it to `seg_fields`.
 
+    Args:
+        shrink: As of `LoadSparkImage`; the nearest pixel is taken, so no class is invented.
+        keep: As of `LoadSparkImage`.
+
     Raises:
         UserError: The file is no mask, or has another size than the image.
     """
 
+    def __init__(self, shrink: int = 1, keep: bool = False) -> None:
+        self.shrink, self.keep = _whole(shrink), keep
+        self._kept: dict[str, np.ndarray] = {}
+
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        mask = read_mask(results["seg_map_path"])
-        if mask.shape != tuple(results["ori_shape"]):
-            (ih, iw), (mh, mw) = results["ori_shape"], mask.shape
-            raise UserError(
-                f"{results['img_path']} has {iw}x{ih} pixels but its mask "
-                f"{results['seg_map_path']} {mw}x{mh}: replace the wrong one "
-                "(tools/check_dataset.py lists all such pairs)"
-            )
+        path = results["seg_map_path"]
+        mask = self._kept.get(path)
+        if mask is None:
+            mask = read_mask(path)
+            if mask.shape != tuple(results["ori_shape"]):
+                (ih, iw), (mh, mw) = results["ori_shape"], mask.shape
+                raise UserError(
+                    f"{results['img_path']} has {iw}x{ih} pixels but its mask "
+                    f"{path} {mw}x{mh}: replace the wrong one "
+                    "(tools/check_dataset.py lists all such pairs)"
+                )
+            if self.shrink > 1:
+                size = _shrunk(mask.shape, self.shrink)
+                mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+            if self.keep:
+                self._kept[path] = mask
         results["gt_seg_map"] = mask
         results.setdefault("seg_fields", []).append("gt_seg_map")
         return results
+
+
+def _whole(shrink: int) -> int:
+    if not isinstance(shrink, int) or shrink < 1:
+        raise UserError(f"shrink={shrink!r}: must be a whole number from 1 on")
+    return shrink
+
+
+def _shrunk(size: tuple[int, ...], shrink: int) -> tuple[int, int]:
+    """(W, H) after shrinking (H, W), at least one pixel."""
+    return max(1, size[1] // shrink), max(1, size[0] // shrink)

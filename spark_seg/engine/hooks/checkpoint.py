@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from spark_seg.atomic import write_bytes
+from spark_seg.atomic import make_folder, write_bytes
 from spark_seg.engine.checkpoints import save_pth, save_safetensors
+from spark_seg.engine.launch import first_process
 from spark_seg.errors import UserError, nearest
 
 
@@ -69,12 +71,17 @@ class BestAndLastHook(Hook):
             return
         self.best = score
         folder = Path(runner.checkpoint_dir)
-        runner.save_checkpoint(folder, "best")
         weights = runner.strategy.evaluated_state_dict()
-        if runner.rank == 0:
-            save_safetensors(weights, folder / "best.safetensors")
-            save_pth(weights, folder / "best.pth")
-            record = {"epoch": runner.epoch, "iter": runner.iter, "save_best": self.save_best}
-            record |= {key: float(value) for key, value in metrics.items()}
-            write_bytes(folder / "best.json", json.dumps(record, indent=1).encode())
+        record = {"epoch": runner.epoch, "iter": runner.iter, "save_best": self.save_best}
+        record |= {key: float(value) for key, value in metrics.items()}
+        # The folder last: killed before it, the training is taken up before this validation and exports again.
+        first_process(_export, folder, weights, record)
+        runner.save_checkpoint(folder, "best")
         runner.logger.info(f"best {self.save_best} so far: {score:.4f} at epoch {runner.epoch}")
+
+
+def _export(folder: Path, weights: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+    make_folder(folder)
+    save_safetensors(weights, folder / "best.safetensors")
+    save_pth(weights, folder / "best.pth")
+    write_bytes(folder / "best.json", json.dumps(record, indent=1).encode())

@@ -52,6 +52,7 @@ class RunRecordHook(Hook):
             "iter": runner.iter,
             "epoch": runner.epoch,
             "from": str(runner.resume_from),
+            "validate": bool(state["validate"]),
         }
 
     def before_train(self, runner: Any) -> None:
@@ -70,7 +71,8 @@ class RunRecordHook(Hook):
         record["config"] = runner.cfg.to_dict()
         if self._taken_up is not None:
             record["taken_up"] = self._taken_up
-            self._write("resume", self._taken_up["iter"], self._taken_up["epoch"], {})
+            again = {"validate": float(self._taken_up["validate"])}
+            self._write("resume", self._taken_up["iter"], self._taken_up["epoch"], again)
         add_params(folder, record)
         self._file.touch()
 
