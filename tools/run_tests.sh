@@ -3,10 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 usage="usage: bash tools/run_tests.sh [--full] [-- PYTEST ARGUMENTS]"
-select=(-m "not slow")
+full=
 while [ $# -gt 0 ]; do
     case "$1" in
-    --full) select=() ;;
+    --full) full=1 ;;
     -h | --help) echo "$usage" && exit 0 ;;
     --) shift && break ;;
     *) echo "error: unknown argument $1; $usage" >&2 && exit 2 ;;
@@ -19,4 +19,7 @@ setup_env '[test]'
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # Two processes of one thread each use two cores better than one process of two threads.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=10 "${select[@]}" "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n "${TEST_PROCESSES:-2}" --dist loadfile --durations=10 \
+    -m "not slow" "$@"
+# Alone: they time whole commands, or start processes of their own.
+[ -z "$full" ] || .venv/bin/python -m pytest -q --durations=10 -m slow "$@"

@@ -7,6 +7,7 @@ holds all of it.
 """
 
 import json
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,9 +52,16 @@ class SparkRunner(FlexibleRunner):
             finally:
                 self._end_workers()
 
+    def test(self) -> dict:
+        """Predicts."""
+        try:
+            return super().test()
+        finally:
+            self._end_workers()
+
     def _end_workers(self) -> None:
         """Ends the loaders' workers in good order; left to the interpreter's exit, they die with a traceback."""
-        for loop in (self._train_loop, self._val_loop):
+        for loop in (self._train_loop, self._val_loop, self._test_loop):
             iterator = getattr(getattr(loop, "dataloader", None), "_iterator", None)
             if iterator is not None and hasattr(iterator, "_shutdown_workers"):
                 iterator._shutdown_workers()
@@ -212,8 +220,10 @@ def untouched_random_state() -> Iterator[None]:
 
 
 def _once_ignored(number: int, frame: FrameType | None) -> None:
-    # Slurm's goes to the whole process group and is the main process's to answer; the next is the loader's own.
+    # Slurm's goes to the whole process group and is the main process's to answer; the next is the loader's own. Where
+    # this one was the loader's, the interpreter's exit waits for the worker: not for long.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(20)
 
 
 def _init_worker(worker_id: int, then: Any) -> None:
@@ -221,7 +231,8 @@ def _init_worker(worker_id: int, then: Any) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _once_ignored)
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGTERM, _once_ignored)
     cv2.setNumThreads(0)  # the workers are the parallelism
     if then is not None:
         then(worker_id)
