@@ -220,6 +220,7 @@ class SparkValLoop(_PredictLabels, ValLoop):
     def run(self) -> dict:
         """Validates; the hooks that follow see the training's own weights again."""
         runner = self.runner
+        runner.strategy.share_buffers()
         with untouched_random_state(), runner.strategy.evaluation_weights():
             runner.call_hook("before_val")
             runner.call_hook("before_val_epoch")

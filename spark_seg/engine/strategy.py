@@ -113,6 +113,16 @@ class _Common:
         with self.evaluation_weights():
             return self.full_state_dict()
 
+    def share_buffers(self) -> None:
+        """Gives every process the first one's buffers (the norms' running statistics), as DDP does.
+
+        Norms are not synchronised over processes while training: each sees its own share of the batch. What is saved
+        and what is validated are the first process's statistics.
+        """
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def evaluation_weights(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model holds the weights that are evaluated."""
         return contextlib.nullcontext() if self.ema is None else self.ema.swapped_in()
@@ -235,6 +245,9 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
             # Weights and buffers stay fp32; DeepSpeed's own `bf16` section would cast the weights only, and
             # BatchNorm then meets mixed types (https://github.com/deepspeedai/DeepSpeed/pull/8066).
             self.config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if self.zero_stage == 3:
+            # DeepSpeed would replace torch's linear by one that rounds otherwise, for the rest of the process.
+            self.config["zero_optimization"].setdefault("memory_efficient_linear", False)
         if ema_decay is not None and self.zero_stage == 3:
             # Small parameters that stay gathered would keep their raw values when the averaged ones are swapped in.
             self.config["zero_optimization"].setdefault("stage3_param_persistence_threshold", 0)

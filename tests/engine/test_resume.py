@@ -19,6 +19,8 @@ from spark_seg.errors import UserError
 
 STAGES = ["single", 0, 1, 2, 3]
 OPTIONS: dict[str, Any] = {"ema_decay": 0.9, "precision": "fp32", "log_every": 3, "epochs": 2}
+# Adam divides by a gradient's size: where that is rounding alone, `eps` keeps it what it is.
+OPTIONS["optim_wrapper__optimizer__eps"] = 1e-2
 
 
 class Killed(BaseException):

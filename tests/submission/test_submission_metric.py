@@ -6,8 +6,6 @@ import pytest
 import torch
 from mmengine.evaluator import Evaluator
 
-from spark_seg.errors import UserError
-from spark_seg.submission import metric as module
 from spark_seg.submission.check import check_zip
 from spark_seg.submission.metric import SubmissionMetric, spread
 from spark_seg.submission.writer import SubmissionWriter
@@ -79,9 +77,3 @@ def test_spread(count, total):
     gaps = np.diff([-1, *chosen, total])
     if len(chosen) > 1:
         assert gaps[1:-1].max() - gaps[1:-1].min() <= 1
-
-
-def test_several_processes_are_refused(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(module, "get_world_size", lambda: 2)
-    with pytest.raises(UserError, match="one process"):
-        SubmissionMetric(SubmissionWriter(tmp_path, images))
