@@ -107,7 +107,9 @@ def render(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> tupl
         frame[small > 0] = ERROR_COLOURS["false alarm"]
     if area != (0, 0, image.shape[1], image.shape[0]):
         corners = [round(v * scale) for v in area]
-        cv2.rectangle(frame, corners[:2], [corners[2] - 1, corners[3] - 1], (255, 255, 255), 1)
+        ends = corners[:2], [corners[2] - 1, corners[3] - 1]
+        cv2.rectangle(frame, *ends, (0, 0, 0), 3)  # seen on white clouds too
+        cv2.rectangle(frame, *ends, (255, 255, 255), 1)
     cut = np.s_[y0:y1, x0:x1]
     grows = max(x1 - x0, y1 - y0) < SIDE
     part = _sized(image[cut], cv2.INTER_CUBIC if grows else cv2.INTER_AREA)

@@ -151,6 +151,8 @@ def groups(runs: Sequence[Run], by: str) -> Section | None:
         rows.sort(key=lambda row: next(point.value for point in row.points if point))
     drawing = dots(rows, series, f"score by {by}", width=700 if len(runs) == 1 else 640, left=170)
     text = "Challenge's score, percent, with 95 % intervals over the images of each group."
+    text += " A group's score is half its mean body and half its mean panel, each over the images "
+    text += "that count for it; where no image's panel counts there is none."
     if by == "satellite":
         text += " Hardest first."
     if by == "panel":

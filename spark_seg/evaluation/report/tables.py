@@ -242,7 +242,8 @@ def images(run: Run, limit: int) -> Section:
     told += (
         "; press a column's head to sort by it. In percent: the craft's share of the frame, the challenge's score, "
         "the IoU of body, panel, both, outline and box. In pixels: missed craft, false alarm, body and panel "
-        "confused. A dash: the part is neither in the image nor found."
+        "confused. A dash: the part is neither in the image nor found. Where the true panel is too small beside the "
+        "body to count, the image's score is its body's alone."
     )
     note = ""
     if len(order) > 40:
