@@ -12,10 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# The foreground mIoU that the quickstart reached, for the second test.
+reached: dict[str, float] = {}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_quickstart(tmp_path: Path) -> None:
-    """Every step, once the packages are in."""
+    """Every step, in under ten minutes once the packages are in."""
     clone = tmp_path / "clone"
     shutil.copytree(
         ROOT,
@@ -46,10 +50,10 @@ def test_quickstart(tmp_path: Path) -> None:
     run = clone / "work_dirs" / "segformer_b0_spark_demo"
     metrics = json.loads((run / "test_val" / "metrics.json").read_text())
     print(f"quickstart: {seconds:.0f} s, mIoU/foreground {metrics['mIoU/foreground']:.4f}")
-    assert metrics["mIoU/foreground"] >= 0.40  # 0.60 was reached; 0.80 is wanted
-    assert seconds < 900
     score = json.loads((run / "submission" / "score.json").read_text())
-    assert score["mIoU/foreground"] >= 0.20  # of the test frames, which are few
+    reached.update(val=metrics["mIoU/foreground"], test=score["mIoU/foreground"])
+    assert seconds < 600
+    assert reached["val"] > 0.2, "it learned something"
     looked_for = (
         "test_val/table.txt",
         "test_val/overlays.png",
@@ -69,3 +73,12 @@ def test_quickstart(tmp_path: Path) -> None:
         p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != "score.json"
     }
     assert before == after
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="not reached yet: 0.596 on the validation frames at best")
+def test_quickstart_reaches_what_is_promised() -> None:
+    """From scratch: 0.80 on the validation split, 0.75 on the test frames, which are few."""
+    assert reached, "test_quickstart comes first"
+    assert reached["val"] >= 0.80
+    assert reached["test"] >= 0.75

@@ -138,6 +138,8 @@ def prepare(args: argparse.Namespace) -> "Config":
     if cfg.get("demo_data") and not getattr(args, "dry_run", False):
         from spark_seg.datasets.demo import ensure_demo_data
 
+        if not cfg.data_root:
+            raise UserError("demo_data says what to render, data_root where: set data_root too")
         ensure_demo_data(cfg.data_root, **cfg.demo_data)
     return cfg
 

@@ -355,7 +355,7 @@ def plan_lines(plan: Plan) -> list[str]:
     lines += [f"  {name:18} {count / 1e6:8.3f} M" for name, count in p.parameters.items()]
     lines += [
         f"  {'in all':18} {sum(p.parameters.values()) / 1e6:8.3f} M",
-        "memory per GPU in GB (activations are an estimate: 10 to 30 % more is usual)",
+        "memory per GPU in GB (activations are an estimate, not compared with a GPU)",
         "  ZeRO  kept, M  weights  gradients  optimizer  buckets  ~activations  ~total  sent per step",
     ]
     for s in p.stages:

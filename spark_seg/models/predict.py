@@ -29,7 +29,7 @@ def labels_from_logits(
 
 
 def _argmax(scores: torch.Tensor) -> torch.Tensor:
-    """argmax over a few channels, [C, H, W] -> uint8 [H, W]; torch's own is 20 times slower here on the CPU."""
+    """argmax over a few channels, [C, H, W] -> uint8 [H, W]; torch's own took 9 times as long on one core."""
     best = scores[0].clone()
     labels = torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
     for index in range(1, scores.shape[0]):
