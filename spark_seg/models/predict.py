@@ -1,9 +1,30 @@
 """From logits to labels at full size."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+
+class Segmentor(Protocol):
+    """Pictures to logits: whatever takes the PyTorch model's place in `spark_seg.submission.run.infer`.
+
+    Attributes:
+        identity: Names all that the logits depend on (a digest of the exported file, the backend, its precision). An
+            interrupted inference is continued only by a segmentor of the same identity.
+    """
+
+    identity: str
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A batch as the test pipeline packs it -> logits [N, C, h, w], floating point, on any device.
+
+        Args:
+            inputs: N tensors uint8 [3, H, W] of one size, BGR, 0 to 255, in the host's memory; normalisation and the
+                order of channels are the segmentor's task.
+        """
+        ...
 
 
 def labels_from_logits(

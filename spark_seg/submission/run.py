@@ -8,22 +8,34 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spark_seg.engine.launch import (
+    first_process,
+    from_first,
+    is_first,
+    start_process_group,
+    this_process,
+)
+from spark_seg.errors import UserError
 from spark_seg.submission.writer import SubmissionWriter
 
 if TYPE_CHECKING:
     import torch
     from mmengine.config import Config
 
+    from spark_seg.models.predict import Segmentor
+    from spark_seg.submission.metric import SubmissionMetric
+
 
 def infer(
     cfg: "Config",
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     out: str | Path,
     dtype: str = "bool",
     overlays: int = 0,
     keep_npz: bool = False,
     strategy: str = "deepspeed",
     trust: bool = False,
+    segmentor: "Segmentor | None" = None,
 ) -> SubmissionWriter:
     """Predicts the images of the config's test loader and writes `out/submission.zip`, checked.
 
@@ -31,38 +43,47 @@ def infer(
 
     Args:
         cfg: As from `spark_seg.config.load_config`, with `work_dir` set.
-        checkpoint: Any form that `spark_seg.engine.checkpoints.load_state_dict` takes.
+        checkpoint: Any form that `spark_seg.engine.checkpoints.load_state_dict` takes; None with a segmentor.
         out: Folder of the zip.
         dtype: `bool` or `uint8` (0/255).
         overlays: How many predictions to draw into `out/overlays/`.
         keep_npz: Leave the members beside the zip.
         strategy: `deepspeed` or `single`.
         trust: Whether the checkpoint may be unpickled without restriction.
+        segmentor: Predicts instead of the config's model, in one process; `strategy` and the precision are not used.
 
     Returns:
         The writer, finished, with the check's report.
+
+    Raises:
+        UserError: A segmentor in several processes; no image; what the writer raises.
     """
     from mmseg.registry import DATASETS
 
     from spark_seg.datasets.layout import fingerprint
     from spark_seg.engine.build import prediction_runner
     from spark_seg.engine.checkpoints import load_state_dict
-    from spark_seg.engine.launch import first_process, from_first, is_first, start_process_group
-    from spark_seg.engine.strategy import resolve_precision
     from spark_seg.submission.metric import SubmissionMetric
 
-    if strategy == "deepspeed":
-        start_process_group()
-    weights = load_state_dict(checkpoint, trust)
+    if segmentor is not None and this_process().world_size > 1:
+        raise UserError("an exported model predicts in one process: start without torchrun or srun")
+    if segmentor is None:
+        if checkpoint is None:
+            raise ValueError("infer wants a checkpoint or a segmentor")
+        if strategy == "deepspeed":
+            start_process_group()
+        weights = load_state_dict(checkpoint, trust)
+        identity = _model_options(cfg, weights, strategy)
+    else:
+        identity = {"segmentor": segmentor.identity}
     dataloader = copy.deepcopy(cfg.test_dataloader)
     frames = DATASETS.build({**dataloader.dataset, "lazy_init": True}).list_frames()
     options = {
-        "weights": weights_digest(weights),
+        **identity,
         "images": fingerprint(frames),
-        "model": cfg.model,
         "pipeline": dataloader.dataset.pipeline,
-        "precision": resolve_precision(cfg.get("precision", "auto")),
-        "strategy": strategy,
+        # kernels differ with it, and with them the last bits of the logits
+        "batch_size": dataloader.batch_size,
         "overlays": overlays,  # images that are done already are not drawn again
     }
     make = partial(
@@ -80,11 +101,64 @@ def infer(
     if todo:
         dataloader.dataset.subset = todo
         metric = SubmissionMetric(writer, overlays)
-        runner = prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy)
-        runner.test()
+        if segmentor is not None:
+            predict_through(segmentor, dataloader, metric)
+        else:
+            prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy).test()
     elif is_first():
         writer.finish(progress=True)
     return writer
+
+
+def _model_options(
+    cfg: "Config", weights: "Mapping[str, torch.Tensor]", strategy: str
+) -> dict[str, object]:
+    """What the logits of the config's model depend on, besides the number of threads and processes."""
+    import torch
+
+    from spark_seg.engine.strategy import resolve_precision
+
+    return {
+        "weights": weights_digest(weights),
+        "model": cfg.model,
+        "precision": resolve_precision(cfg.get("precision", "auto")),
+        "accelerate": cfg.get("accelerate", True),
+        "strategy": strategy,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def predict_through(segmentor: "Segmentor", dataloader: dict, metric: "SubmissionMetric") -> None:
+    """Predicts a loader's pictures with a segmentor and finishes the zip.
+
+    Args:
+        segmentor: Pictures to logits.
+        dataloader: The loader's config; its dataset's pipeline ends in `PackSegInputs`.
+        metric: What takes the labels; `no evaluator is needed around it.
+    """
+    import torch
+
+    from spark_seg.engine.runner import SparkRunner
+    from spark_seg.models.predict import labels_from_logits
+    from spark_seg.progress import Progress
+
+    loader = SparkRunner.build_dataloader(dataloader)
+    with Progress(len(loader.dataset), "infer") as progress:  # type: ignore[arg-type]
+        for batch in loader:
+            samples = batch["data_samples"]
+            with torch.inference_mode():
+                logits = segmentor(batch["inputs"])
+                sizes = [sample.metainfo["ori_shape"][:2] for sample in samples]
+                found = labels_from_logits(logits, sizes)
+            metric.process(
+                batch,
+                [
+                    {"img_path": sample.img_path, "pred_sem_seg": {"data": labels}}
+                    for sample, labels in zip(samples, found, strict=True)
+                ],
+            )
+            progress.update(len(samples))
+    metric.compute_metrics([])
 
 
 def weights_digest(weights: "Mapping[str, torch.Tensor]") -> str:
