@@ -120,9 +120,9 @@ def _histogram(values: Any) -> Any:
     """How often each of 0..63 occurs, int64 [64], where the values are."""
     if isinstance(values, np.ndarray):
         return histogram(values)[:64]
-    import torch
+    from spark_seg.evaluation.device import tally
 
-    return torch.bincount(values.reshape(-1).int(), minlength=64)
+    return tally(values, 64)
 
 
 def boundary_histograms(

@@ -59,6 +59,8 @@ def calibration_counts(
     """
     import torch
 
+    from spark_seg.evaluation.device import tally
+
     with torch.no_grad():
         scores = logits.detach().reshape(logits.shape[0], -1).float()
         limit = _LARGEST_LOGIT
@@ -80,9 +82,8 @@ def calibration_counts(
         kind = (target > 0).to(torch.uint8) * 4 + (found > 0).to(torch.uint8) * 2
         kind = kind + (found == target)
         cell = (level * 8).add_(kind).masked_fill_(target == IGNORE_INDEX, 8 * bins)
-        # Sums of whole numbers below 2**53 in float64: exact in any order.
         count, weight, loss = (
-            torch.bincount(cell, weights, 8 * bins + 1)[:-1].long().reshape(bins, 2, 2, 2)
+            tally(cell, 8 * bins + 1, weights)[:-1].reshape(bins, 2, 2, 2)
             for weights in (None, confidence, nats)
         )
         table = torch.stack([count.sum(3), count[..., 1], weight.sum(3)], -1)  # [bins, 2, 2, 3]

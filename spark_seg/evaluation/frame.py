@@ -21,6 +21,7 @@ from spark_seg.evaluation.boundary import (
 from spark_seg.evaluation.boxes import NO_BOX, mask_box
 from spark_seg.evaluation.calibration import BINS
 from spark_seg.evaluation.counts import CLASS_COUNT, IGNORE, as_labels, confusion
+from spark_seg.evaluation.device import tally
 
 if TYPE_CHECKING:
     import torch
@@ -120,14 +121,18 @@ def _named(histograms: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def count_frame_on_device(
-    pred: "torch.Tensor", truth: "torch.Tensor", options: CountOptions = DEFAULT_OPTIONS
+    pred: "torch.Tensor",
+    truth: "torch.Tensor",
+    options: CountOptions = DEFAULT_OPTIONS,
+    details: bool = True,
 ) -> "torch.Tensor":
-    """`count_frame` where the labels are, over the whole frame, as one vector to be fetched.
+    """`count_frame` where the labels are, without waiting for the device, as one vector to be fetched.
 
     Args:
         pred: [H, W], any integer dtype.
         truth: [H, W] on the same device.
         options: See there.
+        details: Whether to count boundaries and boxes; without, the confusion alone.
 
     Returns:
         int64 [K] on the labels' device; `from_device` reads it.
@@ -143,17 +148,20 @@ def count_frame_on_device(
     pred, truth = pred.int(), truth.int()
     ignored = truth == IGNORE
     wrong = (pred < 0) | (pred >= CLASS_COUNT) | (((truth < 0) | (truth >= CLASS_COUNT)) & ~ignored)
-    code = torch.where(ignored, IGNORE, truth * 4 + pred).masked_fill(wrong, 256)
-    pairs = torch.bincount(code.reshape(-1), minlength=257)
-    code = code.clamp(max=255)
-    bits, neighbour = (
-        torch.from_numpy(table).to(code.device)[code] for table in (PART_BITS, NEIGHBOUR_BITS)
-    )
+    code = (truth * 4 + pred).masked_fill(ignored, IGNORE).masked_fill(wrong, 256)
+    pairs = tally(code, 257)
+    if not details:
+        return pairs
+    # What the tables of `boundary` hold, without a table to be sent to the device.
+    unknown = ignored | wrong
+    true, found = ((labels > 0) * (labels + 4) for labels in (truth, pred))
+    bits = (true | found << 3).masked_fill(unknown, 0).to(torch.uint8)
+    neighbour = bits.masked_fill(unknown, 0xFF)
     band = band_width(height, width, options.band_share)
     histograms = boundary_histograms(bits, neighbour, options.boundary_px, band)
-    size = torch.tensor([height, width], device=code.device)
+    size = [pairs.new_full((1,), side) for side in (height, width)]
     boxes = [_box((bits & bit) > 0) for bit in _CRAFT]
-    return torch.cat([pairs, size, *boxes, *histograms])
+    return torch.cat([pairs, *size, *boxes, *histograms])
 
 
 def _box(craft: "torch.Tensor") -> "torch.Tensor":
@@ -164,9 +172,9 @@ def _box(craft: "torch.Tensor") -> "torch.Tensor":
     for along in (0, 1):
         line = craft.any(along)
         index = torch.arange(len(line), device=craft.device)
-        low = torch.where(line, index, len(line)).min()
-        high = torch.where(line, index, -1).max()
-        ends.append((torch.where(high < 0, -1, low), high))
+        low = index.masked_fill(~line, len(line)).min()
+        high = index.masked_fill(~line, -1).max()
+        ends.append((low.masked_fill(high < 0, -1), high))
     (x0, x1), (y0, y1) = ends
     return torch.stack([x0, y0, x1, y1])
 
@@ -186,6 +194,8 @@ def from_device(
             f"{CLASS_COUNT - 1}, and {IGNORE} in the truth for pixels not to be counted"
         )
     matrix = pairs[:12].reshape(CLASS_COUNT, 4)[:, :CLASS_COUNT]
+    if not len(rest):
+        return {"confusion": matrix.copy()}
     histograms = rest.reshape(2 + len(options.boundary_px), 64)
     counts = {"confusion": matrix.copy(), "size": size.copy(), "boxes": boxes.reshape(2, 4).copy()}
     return counts | _named(histograms)

@@ -22,6 +22,7 @@ from spark_seg.evaluation.boundary import BAND_SHARE, BOUNDARY_PX  # noqa: E402
 from spark_seg.evaluation.calibration import BINS, calibration_counts  # noqa: E402
 from spark_seg.evaluation.challenge import PANEL_SHARE, THRESHOLDS, ChallengeRule  # noqa: E402
 from spark_seg.evaluation.counts import confusion  # noqa: E402
+from spark_seg.evaluation.device import fetch  # noqa: E402
 from spark_seg.evaluation.frame import (  # noqa: E402
     CountOptions,
     count_frame,
@@ -47,7 +48,8 @@ class SparkMetric(BaseMetric):
 
     Some 200 integers per image are kept and nothing else, so memory does not grow with the images'
     size: 20 000 images take 40 MB. The result does not depend on the order of the images or on the
-    number of processes. Labels on a GPU are counted there, and only the counts are fetched.
+    number of processes. Labels on a GPU are counted there, and the host waits for it once a batch,
+    to fetch the counts.
 
     Args:
         out: Folder to write `counts.npz` into (see `store.ImageCounts`); made if need be. Nothing
@@ -127,32 +129,37 @@ class SparkMetric(BaseMetric):
             UserError: Prediction and truth differ in size or hold what is no class, naming the
                 sample.
         """
-        started = [(sample, self._on_device(sample)) for sample in data_samples]
-        for sample, waiting in started:
+        counted = [self._on_device(sample) for sample in data_samples]
+        sums = [sample.get(SUMS_FIELD) for sample in data_samples]
+        # The whole batch is on its way to the device before the host waits for it, once.
+        arrays = iter(fetch([vector for vector in (*counted, *sums) if vector is not None]))
+        vectors = [None if vector is None else next(arrays) for vector in counted]
+        tables = [None if vector is None else next(arrays) for vector in sums]
+        for sample, vector, table in zip(data_samples, vectors, tables, strict=True):
             name = str(sample.get("sample_id") or sample.get("img_path") or "")
             try:
-                counts = self._counts(sample, waiting)
+                counts = self._counts(sample, vector)
             except UserError as error:
                 raise UserError(f"{name or 'a sample'}: {error}") from error
-            sums = sample.get(SUMS_FIELD)
-            if sums is not None:
-                table, nll = np.split(sums.cpu().numpy(), [-3])
-                counts["calibration"], counts["nll"] = table.reshape(3, -1, 3), nll
+            if table is not None:
+                counts["calibration"] = table[:-3].reshape(3, -1, 3).copy()
+                counts["nll"] = table[-3:].copy()
             self.results.append((name, str(sample.get("satellite") or ""), counts))
 
     def _on_device(self, sample: dict) -> torch.Tensor | None:
-        """Starts counting where both label maps are on a GPU; None elsewhere."""
-        maps = [sample[field]["data"] for field in ("pred_sem_seg", "gt_sem_seg")]
-        if not self.details or not all(isinstance(m, torch.Tensor) and m.is_cuda for m in maps):
+        """Starts counting where the prediction is on a device of its own; None on the CPU."""
+        pred = sample["pred_sem_seg"]["data"]
+        if not (isinstance(pred, torch.Tensor) and pred.device.type != "cpu"):
             return None
-        pred, truth = (m.reshape(m.shape[-2:]) for m in maps)
+        truth = torch.as_tensor(sample["gt_sem_seg"]["data"], device=pred.device)
+        pred, truth = (labels.reshape(labels.shape[-2:]) for labels in (pred, truth))
         if pred.shape != truth.shape:
             return None  # told below, with the sample's name
-        return count_frame_on_device(pred, truth, self.options)
+        return count_frame_on_device(pred, truth, self.options, self.details)
 
-    def _counts(self, sample: dict, waiting: torch.Tensor | None) -> dict[str, np.ndarray]:
-        if waiting is not None:
-            return from_device(waiting.cpu().numpy(), self.options)
+    def _counts(self, sample: dict, vector: np.ndarray | None) -> dict[str, np.ndarray]:
+        if vector is not None:
+            return from_device(vector, self.options)
         pred, truth = label_map(sample, "pred_sem_seg"), label_map(sample, "gt_sem_seg")
         if not self.details:
             return {"confusion": confusion(pred, truth)}
