@@ -1,10 +1,10 @@
 """Looks over a SPARK tree: prints what it holds and what is wrong; exit code 1 on errors."""
 
-import argparse
 import json
 import os
 from typing import TYPE_CHECKING
 
+from spark_seg.cli.common import Parser
 from spark_seg.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: The tree, a split or the JSON's folder is not there.
     """
-    parser = argparse.ArgumentParser(prog="check_dataset", description=__doc__)
+    parser = Parser(prog="check_dataset", description=__doc__)
     parser.add_argument("data_root", nargs="?", help="the SPARK tree (default: SPARK_DATA_ROOT)")
     parser.add_argument(
         "--splits", nargs="+", metavar="SPLIT", help="only these, for example: train val test"

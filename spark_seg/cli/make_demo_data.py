@@ -1,6 +1,6 @@
 """Renders the demo data set; see `spark_seg.datasets.demo`."""
 
-import argparse
+from spark_seg.cli.common import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,12 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="make_demo_data",
         description="Render SPARK-like frames with their masks as a SPARK 2024 tree: train.csv, "
         "val.csv, images/, mask/, stream-1-test/ (no labels), stream-1-test-truth/ (its lossless "
-        "masks). The same options give the same files; a tree that is already there is kept.",
+        "masks), backgrounds.csv (for scores by background). "
+        "The same options give the same files; a tree that is already there is kept.",
     )
     add = parser.add_argument
     add("--out", required=True, help="folder to make; never one that holds other files")

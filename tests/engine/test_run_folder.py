@@ -181,9 +181,11 @@ def test_checkpoints_say_how_many_epochs_are_finished(run: Run) -> None:
     assert (last["epoch"], last["iter"], last["seed"]) == (EPOCHS, EPOCHS * STEPS, 42)
     best = json.loads((run.folder / "checkpoints" / "best.json").read_text())
     assert best["save_best"] == "spark/score"
-    scores = {r["epoch"]: r["spark/score"] for r in lines(run, "val")}
+    found = lines(run, "val")
+    scores = {r["epoch"]: (r["spark/score"], r["mIoU/foreground"]) for r in found}
     top = max(scores.values())
-    assert best["spark/score"] == pytest.approx(top)
+    assert best["spark/score"] == pytest.approx(top[0])
+    assert best["mIoU/foreground"] == pytest.approx(top[1])
     assert best["epoch"] == min(e for e, s in scores.items() if s == top), (
         "the first that reached it"
     )

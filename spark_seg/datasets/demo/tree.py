@@ -20,10 +20,11 @@ from spark_seg.datasets.layout import SATELLITES
 from spark_seg.errors import UserError
 from spark_seg.progress import Progress
 
-VERSION = 2
+VERSION = 3  # 2 had the same frames, and no backgrounds.csv
 """Of the renderer: a tree made by another one is made anew."""
 
 MANIFEST = "demo.json"
+BACKGROUNDS_FILE = "backgrounds.csv"  # as spark_seg.evaluation.groups reads it
 _MADE_BY = "spark_seg demo data"
 _OURS = ("tree", "old")  # what is being built, what it replaces
 _CHUNK = 4
@@ -57,7 +58,8 @@ def make_demo_data(
 
     Args:
         out: Folder to make: `train.csv`, `val.csv`, `images/`, `mask/`, `stream-1-test/` (images)
-            and `stream-1-test-truth/` (lossless colour masks), `demo.json` (what was made).
+            and `stream-1-test-truth/` (lossless colour masks), `backgrounds.csv` (`stars`, `limb` or
+            `earth` for each image, by which evaluation groups them), `demo.json` (what was made).
         images: Training frames in all; the ten craft take turns.
         size: Width and height in pixels, 32 or more.
         seed: Other seeds give other frames. Frame i of a split depends on seed, split, i and size
@@ -218,6 +220,7 @@ def _fill(root: Path, partial: Path, spec: dict[str, Any], workers: int) -> dict
         rows = _render_all(tree, spec, workers)
         for split in ("train", "val"):
             _write_csv(tree / f"{split}.csv", rows[split])
+        _write_backgrounds(tree / BACKGROUNDS_FILE, [row for part in rows.values() for row in part])
         manifest = {**spec, "measured": _measure(rows)}
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         (tree / MANIFEST).write_text(text, encoding="utf-8")
@@ -348,6 +351,17 @@ def _write_csv(path: Path, rows: list[Row]) -> None:
     for row in rows:
         image, mask = (Path(name).name for name in row["names"])
         writer.writerow([image, mask, row["satellite"], str(tuple(row["box"]))])
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _write_backgrounds(path: Path, rows: list[Row]) -> None:
+    """The background of each image under the id that the data set gives it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "background"])
+    for row in rows:
+        image = row["names"][0].removesuffix("_img.jpg")
+        writer.writerow([image.split("/", 1)[1], row["background"]])
     path.write_text(text.getvalue(), encoding="utf-8")
 
 

@@ -14,13 +14,16 @@ from spark_seg.engine.checkpoints import save_pth, save_safetensors
 from spark_seg.engine.launch import first_process
 from spark_seg.errors import UserError, nearest
 
+TIE = "mIoU/foreground"
+
 
 @HOOKS.register_module()
 class BestAndLastHook(Hook):
     """Saves `checkpoints/last` after every epoch and `checkpoints/best` after a validation that beats all before.
 
     The best is also written as plain fp32 weights, `best.safetensors` and `best.pth` (state dict only), with the
-    metrics that it reached in `best.json`.
+    metrics that it reached in `best.json`. Where two are equal by `save_best` (`spark/score` is 0 until an IoU reaches
+    0.5), the higher foreground mIoU decides; where that is equal too, the earlier one stays and nothing is written.
 
     Args:
         save_best: The metric whose highest value is best.
@@ -35,14 +38,15 @@ class BestAndLastHook(Hook):
     ) -> None:
         self.save_best, self.interval, self.steps = save_best, interval, steps
         self.best: float | None = None
+        self.tie: float | None = None
 
     def state(self, runner: Any) -> dict[str, Any]:
         """What a checkpoint keeps of this hook."""
-        return {"best": self.best}
+        return {"best": self.best, "tie": self.tie}
 
     def take_up(self, runner: Any, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint."""
-        self.best = state["best"]
+        self.best, self.tie = state["best"], state.get("tie")
 
     def after_train_iter(self, runner: Any, batch_idx: int, **_: Any) -> None:
         finished = runner.iter + 1  # the loop counts a step only after the hooks
@@ -66,10 +70,10 @@ class BestAndLastHook(Hook):
             raise UserError(
                 f"save_best={self.save_best!r} is no metric{nearest(self.save_best, metrics)}"
             )
-        score = float(metrics[self.save_best])
-        if self.best is not None and score <= self.best:
+        score, tie = float(metrics[self.save_best]), metrics.get(TIE)
+        if not self._beats(score, tie):
             return
-        self.best = score
+        self.best, self.tie = score, None if tie is None else float(tie)
         folder = Path(runner.checkpoint_dir)
         weights = runner.strategy.evaluated_state_dict()
         record = {"epoch": runner.epoch, "iter": runner.iter, "save_best": self.save_best}
@@ -78,6 +82,12 @@ class BestAndLastHook(Hook):
         first_process(_export, folder, weights, record)
         runner.save_checkpoint(folder, "best")
         runner.logger.info(f"best {self.save_best} so far: {score:.4f} at epoch {runner.epoch}")
+
+    def _beats(self, score: float, tie: float | None) -> bool:
+        """Whether these are better than the best so far; a checkpoint of an older version knows no tie."""
+        if self.best is None or score != self.best:
+            return self.best is None or score > self.best
+        return tie is not None and self.tie is not None and float(tie) > self.tie
 
 
 def _export(folder: Path, weights: dict[str, torch.Tensor], record: dict[str, Any]) -> None:

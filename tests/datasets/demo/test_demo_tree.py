@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from spark_seg.datasets.demo import ensure_demo_data, make_demo_data
-from spark_seg.datasets.demo.render import box_of
+from spark_seg.datasets.demo.render import box_of, render
 from spark_seg.datasets.layout import SATELLITES, list_frames, list_test_images
 from spark_seg.errors import UserError
+from spark_seg.evaluation.groups import read_backgrounds
 from spark_seg.labels import decode_mask, read_mask
 
 SIZE = 160
@@ -81,6 +82,19 @@ def test_csv_boxes_are_the_masks_extents(tree: Path, split: str, count: int) -> 
         assert found is not None
         # The mask went through JPEG: a lone pixel of its rim may be lost.
         assert np.abs(np.subtract(given, found)).max() <= 1, (row, found)
+
+
+def test_evaluation_finds_the_background_of_every_image(tree: Path) -> None:
+    found = read_backgrounds(tree)
+    frames = [*list_frames(tree, "train"), *list_frames(tree, "val"), *list_test_images(tree, None)]
+    assert set(found) == {frame.id for frame in frames}
+    assert len(rows_of(tree / "backgrounds.csv")) == len(found) == 23 + 11 + 3
+    for split in ("train", "val", "test"):
+        index = 2
+        frame = render(5, split, index, SIZE)
+        name = f"test_{index:05d}" if split == "test" else f"{frame.satellite}/{split}/image_00001"
+        assert found[name] == frame.background
+    assert set(found.values()) == {"stars", "limb", "earth"}
 
 
 def test_files_are_what_the_real_ones_are(tree: Path) -> None:
