@@ -19,6 +19,7 @@ COMMANDS = {
     "infer": "predict a folder of images and write the submission zip",
     "compare": "is run B better than run A? a paired bootstrap over their images",
     "benchmark": "measure what parts cost: eval",
+    "cache": "decode masks once, for fast training",
     "check_dataset": "look over a SPARK tree before training on it",
     "fetch_weights": "download published weights, for compute nodes without network",
     "make_demo_data": "render SPARK-like frames in the data's layout",

@@ -5,7 +5,6 @@ be trained on unnoticed: completeness is checked on the bytes, before decoding.
 """
 
 import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -35,6 +34,8 @@ def is_complete(data: bytes) -> bool:
     real one; one before it belongs to an embedded thumbnail.
     """
     if is_jpeg(data):
+        if data.endswith(b"\xff\xd9"):  # nothing can come after it: spares the search
+            return True
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     if is_png(data):
         return data.rfind(b"IEND") > 0
@@ -49,7 +50,8 @@ def read_bytes(path: PathLike) -> bytes:
         UserError: It cannot be read, is empty or is truncated.
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except FileNotFoundError:
         raise UserFileNotFoundError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -97,4 +99,6 @@ def read_image(path: PathLike) -> np.ndarray:
         UserFileNotFoundError: There is no such file.
         UserError: It is empty, truncated or cannot be decoded.
     """
-    return decode(read_bytes(path), path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    from spark_seg.datasets.decode import decode_image
+
+    return decode_image(read_bytes(path), path)

@@ -1,6 +1,7 @@
 """The SPARK dataset in mmsegmentation's terms, with subsets and satellites left out by one
 value."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spark_seg import compat
+from spark_seg.datasets.bad_files import ATTEMPTS, BadFiles, replacement
+from spark_seg.datasets.cache import FrameCache, cache_folder, kinds_of, shards_of
 from spark_seg.datasets.layout import SATELLITES, Frame, find_root, list_frames, list_test_images
 from spark_seg.datasets.sampling import seed_augmentation
 from spark_seg.errors import UserError, UserFileNotFoundError, nearest
@@ -15,8 +18,12 @@ from spark_seg.labels import CLASSES, IGNORE_INDEX, PALETTE
 
 compat.install()  # mmseg.datasets does not import with mmcv-lite otherwise
 
+from mmengine.logging import print_log  # noqa: E402
 from mmseg.datasets import BaseSegDataset  # noqa: E402
 from mmseg.registry import DATASETS  # noqa: E402
+
+from spark_seg.datasets.transforms.geometry import RandomWarp  # noqa: E402
+from spark_seg.datasets.transforms.loading import LoadSparkImage, LoadSparkMask  # noqa: E402
 
 Subset = float | int | str | Sequence[str] | None
 
@@ -41,6 +48,13 @@ class SparkDataset(BaseSegDataset):
         test_mode: As mmengine's.
         serialize_data: As mmengine's: one array shared by the workers instead of a copy for each.
         lazy_init: As mmengine's: list the frames on first use only.
+        cache: `labels` reads masks decoded once, the same labels in a hundredth of the time;
+            `labels+half` and `labels+half_raw` also take pictures at half size (JPEG of quality 95, or bare) where
+            the pipeline's `LoadSparkImage` may `reduce`. What is missing is made on first use, by this process
+            together with any other that needs it; a file that changed since is read itself. None: none.
+        cache_dir: The cache's folder, one for each tree; None: `.spark_cache` inside the tree.
+        skip_bad_files: In training, replaces a sample whose files cannot be read by another one (drawn from its
+            seed), instead of ending the run. They are told as they are met and at the end of the epoch.
 
     Raises:
         UserError: See `layout.list_frames`; also an unknown satellite or id, an impossible subset,
@@ -60,9 +74,21 @@ class SparkDataset(BaseSegDataset):
         test_mode: bool = False,
         serialize_data: bool = True,
         lazy_init: bool = False,
+        cache: str | None = None,
+        cache_dir: str | None = None,
+        skip_bad_files: bool = False,
     ) -> None:
         if images is not None and split != "test":
             raise UserError(f"images={images!r} goes with split='test', not with {split!r}")
+        if skip_bad_files and (split != "train" or test_mode):
+            raise UserError("skip_bad_files is for training: an evaluation must see every frame")
+        if cache is not None and split == "test":
+            raise UserError(f"cache={cache!r}: the test split has no masks, and is read as it is")
+        self.cache, self.cache_dir, self.skip_bad_files = cache, cache_dir, skip_bad_files
+        kinds_of(cache)
+        self._cache: FrameCache | None = None
+        self._bad: BadFiles | None = None
+        self._outdated = 0
         self.split = split
         self.images = images
         self.subset = subset
@@ -75,6 +101,15 @@ class SparkDataset(BaseSegDataset):
             lazy_init=lazy_init,
             ignore_index=IGNORE_INDEX,
         )
+        _check_order(self.pipeline.transforms)
+
+    def full_init(self) -> None:
+        """Lists the frames, and makes what the cache lacks of them."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        if self.skip_bad_files:
+            self._bad = BadFiles(len(self))
 
     def _join_prefix(self) -> None:
         """The layout makes the paths; there is no prefix to join."""
@@ -85,7 +120,28 @@ class SparkDataset(BaseSegDataset):
             frames = list_test_images(self._test_root(), self.images)
         else:
             frames = list_frames(find_root(self.data_root), self.split)
+        return self._part(frames)
+
+    def _part(self, frames: list[Frame]) -> list[Frame]:
         return take_subset(without(frames, self.leave_out), self.subset)
+
+    def _open_cache(self, root: Path, frames: list[Frame]) -> FrameCache | None:
+        """Makes what is missing of the split's packs; `frames` are all of it, whatever the subset."""
+        kinds = kinds_of(self.cache)
+        if not _may_reduce(self.pipeline.transforms):
+            if self.split == "train" and len(kinds) > 1:
+                raise UserError(
+                    f"cache={self.cache!r}: the training pipeline reads whole pictures: give LoadSparkImage a "
+                    "reduce, or set cache='labels'"
+                )
+            kinds = kinds[:1]  # evaluation reads whole pictures
+        if not kinds:
+            return None
+        from spark_seg.datasets.cache_build import build_cache
+
+        shards = shards_of(frames, root, cache_folder(root, self.cache_dir), kinds)
+        build_cache(root, shards, thorough=False)
+        return FrameCache(root, shards)
 
     def _test_root(self) -> Path | None:
         if self.images or os.environ.get("SPARK_TEST_ROOT"):
@@ -94,13 +150,51 @@ class SparkDataset(BaseSegDataset):
 
     def prepare_data(self, idx: int) -> Any:
         """A sample through the pipeline; its augmentation depends on seed, epoch and index alone."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._sample(idx)
+            except UserError as error:
+                if self._bad is None or attempt == ATTEMPTS:
+                    raise
+                if self._bad.add(idx):
+                    print_log(f"skipped a frame: {error}", "current", logging.WARNING)
+                idx = replacement(idx, attempt, len(self))
+        raise AssertionError("unreachable")
+
+    def _sample(self, idx: int) -> Any:
         seed_augmentation(idx)
-        return super().prepare_data(idx)
+        info = self.get_data_info(idx)
+        if self._cache is not None:
+            info["cache"] = self._cache
+            if len(self._cache.outdated) > self._outdated == 0:
+                self._outdated = len(self._cache.outdated)
+                print_log(
+                    f"{next(iter(self._cache.outdated))} changed since the cache was built; such files are read "
+                    "themselves, which is slow: run tools/cache.py build",
+                    "current",
+                    logging.WARNING,
+                )
+        return self.pipeline(info)
+
+    def skipped(self) -> list[str]:
+        """The ids of the samples that were replaced so far, by any worker of this machine."""
+        return (
+            []
+            if self._bad is None
+            else [self.get_data_info(index)["sample_id"] for index in self._bad.found()]
+        )
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One dict per frame, as mmengine's `BaseDataset` wants it."""
+        if self.cache is None:
+            frames = self.list_frames()
+        else:
+            root = find_root(self.data_root)
+            everything = list_frames(root, self.split)
+            frames = self._part(everything)
+            self._cache = self._open_cache(root, everything)
         samples = []
-        for frame in self.list_frames():
+        for frame in frames:
             sample: dict[str, Any] = {
                 "img_path": frame.image,
                 "sample_id": frame.id,
@@ -113,6 +207,27 @@ class SparkDataset(BaseSegDataset):
                 sample["seg_map_path"] = frame.mask
             samples.append(sample)
         return samples
+
+
+def _may_reduce(transforms: Sequence[Any]) -> bool:
+    return any(isinstance(step, LoadSparkImage) and step.reduce is not None for step in transforms)
+
+
+def _check_order(transforms: Sequence[Any]) -> None:
+    """A picture that is not yet decoded must meet the warp that decodes it.
+
+    Raises:
+        UserError: Something else comes first.
+    """
+    for at, step in enumerate(transforms):
+        if isinstance(step, LoadSparkImage) and step.reduce is not None:
+            rest = [other for other in transforms[at + 1 :] if not isinstance(other, LoadSparkMask)]
+            if not rest or not isinstance(rest[0], RandomWarp):
+                name = type(rest[0]).__name__ if rest else "nothing"
+                raise UserError(
+                    f"LoadSparkImage(reduce={step.reduce}) is followed by {name}: RandomWarp must come next, or "
+                    "leave reduce out"
+                )
 
 
 def without(frames: list[Frame], leave_out: str | Sequence[str] | None) -> list[Frame]:

@@ -7,6 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
+from spark_seg.datasets.decode import Undecoded, allowed_enlargement, open_image
 from spark_seg.datasets.io import read_image
 from spark_seg.datasets.memory import reuse_memory
 from spark_seg.errors import UserError
@@ -23,18 +24,29 @@ class LoadSparkImage(BaseTransform):
         shrink: Averages blocks of so many pixels a side right after decoding. For training on images much smaller
             than the frames; a mask must be shrunk alike.
         keep: Keeps every image in memory, in each worker, so that a file is decoded once. For small data sets.
+        reduce: Leaves the decoding to the `RandomWarp` that must follow: once it has drawn how large the picture
+            will be, a JPEG is decoded at 1/2, 1/4 or 1/8 where the result is then enlarged by no more than `reduce`.
+            1.0 keeps all detail that the sample can show; 1.25 decodes a 1024 px frame at 1/2 for 512 px whatever
+            scale from 0.8 to 1.25 is drawn, a little softer above 1. Also lets a cache of pictures at half size
+            (`SparkDataset`'s `cache`) take the place of the files, whatever the scale. None: the whole picture,
+            at once.
 
     Raises:
-        UserError: The file is empty, truncated or cannot be decoded.
+        UserError: The file is empty, truncated or cannot be decoded; `reduce` goes with `shrink` or `keep`.
     """
 
-    def __init__(self, shrink: int = 1, keep: bool = False) -> None:
+    def __init__(self, shrink: int = 1, keep: bool = False, reduce: float | None = None) -> None:
         self.shrink, self.keep = _whole(shrink), keep
+        self.reduce = allowed_enlargement(reduce)
+        if reduce is not None and (shrink > 1 or keep):
+            raise UserError("LoadSparkImage: give reduce, or shrink and keep, not both")
         self._kept: dict[str, tuple[np.ndarray, tuple[int, int]]] = {}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         reuse_memory()
         path = results["img_path"]
+        if self.reduce is not None:
+            return self._open(results, self.reduce)
         if path in self._kept:
             img, size = self._kept[path]
         else:
@@ -48,11 +60,20 @@ class LoadSparkImage(BaseTransform):
         results["img_shape"], results["ori_shape"] = img.shape[:2], size
         return results
 
+    def _open(self, results: dict[str, Any], enlarge: float) -> dict[str, Any]:
+        cache, path = results.get("cache"), results["img_path"]
+        img: Undecoded | None = None if cache is None else cache.half(path, enlarge)
+        if img is None:
+            img = open_image(path, enlarge)
+        results["img"] = img
+        results["img_shape"] = results["ori_shape"] = (img.height, img.width)
+        return results
+
 
 @TRANSFORMS.register_module()
 class LoadSparkMask(BaseTransform):
     """Reads `seg_map_path` in any of the codings of `spark_seg.labels`; comes after
-    `LoadSparkImage`.
+    `LoadSparkImage`. Where the data set has a cache of labels, it takes them from there.
 
     Sets `gt_seg_map` (uint8 `[H, W]`, class indices) and adds it to `seg_fields`.
 
@@ -72,7 +93,10 @@ class LoadSparkMask(BaseTransform):
         path = results["seg_map_path"]
         mask = self._kept.get(path)
         if mask is None:
-            mask = read_mask(path)
+            cache = results.get("cache")
+            mask = None if cache is None else cache.labels(path)
+            if mask is None:
+                mask = read_mask(path)
             if mask.shape != tuple(results["ori_shape"]):
                 (ih, iw), (mh, mw) = results["ori_shape"], mask.shape
                 raise UserError(
