@@ -20,6 +20,25 @@ from spark_seg.engine.folder import EMA_FILE, WEIGHTS_FILE
 from spark_seg.errors import UserError, UserFileNotFoundError
 
 _TRUST_HINT = "if you trust where it comes from, pass --trust-checkpoint"
+_NORMS_KEY = "layer_norms"
+
+
+class StateDict(dict[str, torch.Tensor]):
+    """A state dict that remembers what is no tensor and yet part of the function.
+
+    Attributes:
+        norms: Whose eps the backbone's layer norms have, a key of `spark_seg.models.convert.NORMS`; None where nothing
+            says so, which is mmsegmentation's.
+    """
+
+    norms: str | None = None
+
+
+def with_norms(state: Mapping[str, torch.Tensor], norms: str | None) -> StateDict:
+    """The same tensors with `norms` noted beside them."""
+    noted = StateDict(state)
+    noted.norms = norms
+    return noted
 
 
 def save_safetensors(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -27,15 +46,20 @@ def save_safetensors(state: Mapping[str, torch.Tensor], path: str | Path) -> Non
     from safetensors.torch import save
 
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
+    norms = getattr(state, "norms", None)
     with replacing(path) as file:
-        file.write(save(whole, {"format": "pt"}))
+        file.write(save(whole, {"format": "pt"} | ({_NORMS_KEY: norms} if norms else {})))
 
 
 def save_pth(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Writes a bare state dict with `torch.save`, beside and then renamed."""
+    """Writes a state dict with `torch.save`, beside and then renamed: bare, or where its layer norms are not
+    mmsegmentation's as mmengine writes one, under `state_dict` with `meta` beside it."""
     # Through memory: torch's own writer turns a full disk into a RuntimeError that says nothing.
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    norms = getattr(state, "norms", None)
+    bare = dict(state)
+    noted = norms is not None and norms != "mmseg"
+    torch.save({"meta": {_NORMS_KEY: norms}, "state_dict": bare} if noted else bare, buffer)
     write_bytes(path, buffer.getvalue())
 
 
@@ -61,17 +85,19 @@ def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Te
     return _pick_state_dict(_load_pickle(path, trust), path)
 
 
-def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def load_safetensors(path: Path) -> StateDict:
     """Reads a safetensors file.
 
     Raises:
         UserError: It is damaged.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(str(path))
+        with safe_open(str(path), framework="pt") as file:
+            norms = (file.metadata() or {}).get(_NORMS_KEY)
+        return with_norms(load_file(str(path)), norms)
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f"{path} is no whole safetensors file ({e}): copy it again") from e
 
@@ -142,7 +168,9 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _pick_state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
+def _pick_state_dict(content: Any, path: Path) -> StateDict:
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    norms = meta.get(_NORMS_KEY) if isinstance(meta, Mapping) else None
     for key in ("state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -155,11 +183,12 @@ def _pick_state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path} holds no weights: expected a state dict, or one under 'state_dict'"
         )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    tensors = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return with_norms(tensors, norms)
 
 
 def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Copies weights into a model, all of them or none.
+    """Copies weights into a model, all of them or none; its layer norms get the eps that is noted with the weights.
 
     Raises:
         UserError: Keys or shapes do not match; the message says whether the checkpoint is of another class count or
@@ -170,6 +199,10 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: 
     missing, extra = own.keys() - state.keys(), state.keys() - own.keys()
     if not (wrong or missing or extra):
         model.load_state_dict(dict(state))
+        if norms := getattr(state, "norms", None):
+            from spark_seg.models.convert import set_norms
+
+            set_norms(model, norms)
         return
     classifier = "decode_head.conv_seg.weight"
     if (
@@ -188,6 +221,8 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: 
             f"{path} is a SegFormer {theirs}, the config builds {ours}: use the config of {theirs} "
             f"(segformer_{theirs}_spark.py) or another checkpoint"
         )
+    if head := head_difference(state, own):
+        raise UserError(f"{path} has another decoder than the config builds: use it with {head}")
     kind, names = next(
         (k, n) for k, n in (("missing", missing), ("unknown", extra), ("misshapen", wrong)) if n
     )
@@ -204,6 +239,26 @@ _VARIANTS: dict[tuple[int, tuple[int, ...]], str] = {
     (64, (3, 8, 27, 3)): "b4",
     (64, (3, 6, 40, 3)): "b5",
 }
+
+
+def head_kind(state: Mapping[str, torch.Tensor]) -> str | None:
+    """The class of decode head that a state dict in mmseg's naming belongs to, or None where it has no head."""
+    if "decode_head.convs.0.bn.weight" in state:
+        return "SegformerHead"
+    return "PaperSegformerHead" if "decode_head.convs.0.conv.bias" in state else None
+
+
+def head_difference(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
+) -> str | None:
+    """What to say to the command so that the model's decode head is the checkpoint's; None where it is, or has none."""
+    kind, fusion = head_kind(state), "decode_head.fusion_conv.conv.weight"
+    if kind is None or fusion not in state or fusion not in own:
+        return None
+    channels = state[fusion].shape[0]
+    if kind == head_kind(own) and channels == own[fusion].shape[0]:
+        return None
+    return f"--cfg-options model.decode_head.type={kind} model.decode_head.channels={channels}"
 
 
 def variant_of(state: Mapping[str, torch.Tensor]) -> str | None:

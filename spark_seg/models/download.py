@@ -3,12 +3,15 @@
 import hashlib
 import http.client
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from spark_seg.atomic import make_folder, user_errors
 from spark_seg.errors import UserError
@@ -77,26 +80,102 @@ def fetch_in_job(url: str, digest: str) -> Path:
     Raises:
         UserError: On every rank, what `fetch` raised on rank 0; or the cache of rank 0 is not this node's.
     """
+    path = cache_folder() / url.rsplit("/", 1)[1]
+    return in_job(lambda: fetch(url, digest), lambda: path if path.is_file() else None, str(path))
+
+
+def in_job(download: Callable[[], Path], find: Callable[[], Path | None], what: str) -> Path:
+    """Downloads on rank 0 alone and finds on the others what it put into the cache; to be called by all ranks.
+
+    Args:
+        download: Fetches what is not there yet and says where it is.
+        find: Where it is, or None.
+        what: Its path or name, for the message.
+
+    Raises:
+        UserError: On every rank, what `download` raised on rank 0; or the cache of rank 0 is not this node's.
+    """
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return fetch(url, digest)
+        return download()
     told: list[str | None] = [None]
     if dist.get_rank() == 0:
         try:
-            fetch(url, digest)
+            download()
         except UserError as error:
             told = [str(error)]
     dist.broadcast_object_list(told, src=0)
     if told[0] is not None:
         raise UserError(told[0])
-    path = cache_folder() / url.rsplit("/", 1)[1]
-    if not path.is_file():
+    path = find()
+    if path is None:
         raise UserError(
-            f"rank 0 has {path.name} in its cache, and {path} is not there on this node: set TORCH_HOME to a "
+            f"rank 0 has {Path(what).name} in its cache, and {what} is not there on this node: set TORCH_HOME to a "
             "folder that all nodes see, or run tools/fetch_weights.py on each"
         )
     return path
+
+
+def fetch_file(url: str, path: Path) -> None:
+    """Downloads a file whose hash is not known beforehand, written beside and renamed when it is whole.
+
+    It is held against the length and, where the host sends one (the Hugging Face hub for large files), the SHA-256.
+
+    Raises:
+        NotThereError: The host has no such file, or not for everybody.
+        UserError: The address cannot be reached, the cache not written, or the file is cut short.
+    """
+    if path.is_file():
+        return
+    make_folder(path.parent)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    expected = _Expected()
+    try:
+        hashed, received = hashlib.sha256(), 0
+        with user_errors(path), part.open("xb") as file:
+            for chunk in _download(url, path, expected):
+                hashed.update(chunk)
+                received += len(chunk)
+                file.write(chunk)
+        if (expected.size or received) != received or (
+            expected.sha256 and expected.sha256 != hashed.hexdigest()
+        ):
+            raise UserError(
+                f"what {url} sent is cut short or damaged: start again, or {_by_hand(path)}"
+            )
+        with user_errors(path):
+            os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+class NotThereError(UserError):
+    """The host answers, and has no such file."""
+
+
+@dataclass
+class _Expected:
+    """What a host says of a file before it sends it."""
+
+    size: int = 0
+    sha256: str | None = None
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects and keeps the hash that the Hugging Face hub sends with the one to its large files."""
+
+    def __init__(self, expected: _Expected) -> None:
+        self.expected = expected
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        tag = str(headers.get("X-Linked-Etag") or "").strip('"')
+        if re.fullmatch("[0-9a-f]{64}", tag):
+            self.expected.sha256 = tag
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _by_hand(path: Path) -> str:
@@ -106,10 +185,13 @@ def _by_hand(path: Path) -> str:
     )
 
 
-def _download(url: str, path: Path) -> Iterator[bytes]:
+def _download(url: str, path: Path, expected: _Expected | None = None) -> Iterator[bytes]:
+    expected = expected or _Expected()
     try:
-        with urlopen(Request(url, headers={"User-Agent": "spark_seg"}), timeout=_TIMEOUT) as reply:
-            size = int(reply.headers.get("Content-Length") or 0)
+        opener = build_opener(_Redirects(expected))
+        request = Request(url, headers={"User-Agent": "spark_seg"})
+        with opener.open(request, timeout=_TIMEOUT) as reply:
+            expected.size = size = int(reply.headers.get("Content-Length") or 0)
             with Progress(round(size / 1e6), f"download {path.name}", "MB") as bar:
                 received = 0
                 while chunk := reply.read(_CHUNK):
@@ -120,7 +202,8 @@ def _download(url: str, path: Path) -> Iterator[bytes]:
         reason = error.reason if isinstance(error, URLError) else error
         code = f"{error.code} " if isinstance(error, HTTPError) else ""
         told = " ".join(f"{code}{reason}".split())
-        raise UserError(f"cannot download {url} ({told}): {_by_hand(path)}") from error
+        kind = NotThereError if code.strip() in ("401", "403", "404") else UserError
+        raise kind(f"cannot download {url} ({told}): {_by_hand(path)}") from error
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,21 @@ from spark_seg.errors import UserError, nearest
 SOURCES = ("ade20k", "cityscapes", "imagenet")
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
+LICENCE = (
+    "NVIDIA's licence for SegFormer, non-commercial use only "
+    "(https://github.com/NVlabs/SegFormer/blob/master/LICENSE)"
+)
+"""Whose terms hold for the weights here: mmsegmentation's code is under Apache-2.0, its SegFormer weights derive from
+NVIDIA's."""
+
+
+def licence_of(source: str) -> str:
+    """The licence of a published source or a Hugging Face repository, in words to show where it is fetched."""
+    if source in SOURCES or source.lower().startswith("nvidia/"):
+        return LICENCE
+    return f"see https://huggingface.co/{source}; SegFormer weights mostly derive from NVIDIA's, which are {LICENCE}"
+
+
 _HOST = "https://download.openmmlab.com/mmsegmentation/v0.5"
 _ADE20K = {
     "b0": "512x512_160k_ade20k_20210726_101530-8ffa8fda",
@@ -77,8 +92,9 @@ def published(source: str, variant: str) -> Published:
     """
     if source not in SOURCES:
         raise UserError(
-            f"no pretrained weights {source!r}; there are {', '.join(SOURCES)}, None, and files "
-            f"(.pth, .safetensors){nearest(source, SOURCES)}"
+            f"no pretrained weights {source!r}; there are {', '.join(SOURCES)}, Hugging Face repositories "
+            "(nvidia/mit-b2), files (.pth, .safetensors, .bin), folders, and None"
+            f"{nearest(source, SOURCES)}"
         )
     if variant not in VARIANTS:
         raise UserError(
