@@ -22,6 +22,14 @@ OPTIONS: dict[str, Any] = {
     "log_every": 1,
 }
 
+# A network of some 50 000 weights, for tests in which runs start again and again.
+SMALL_MODEL: dict[str, Any] = {
+    "model.backbone.embed_dims": 8,
+    "model.backbone.num_layers": [1, 1, 1, 1],
+    "model.decode_head.in_channels": [8, 16, 40, 64],
+    "model.decode_head.channels": 32,
+}
+
 
 def draw_frame(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A grey body with a blue wing on noise: image and mask, BGR uint8 [H, W, 3]."""

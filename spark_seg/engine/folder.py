@@ -27,6 +27,7 @@ EMA_FILE = "ema.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
+LAST, PREVIOUS = "last", "previous"  # folders; the second is what the first was before
 
 
 def rng_file(rank: int) -> str:
@@ -50,10 +51,7 @@ def replaced_folder(path: str | Path, keep_former: str | None = None) -> Iterato
         UserError: The disk is full or the folder cannot be written, on any process.
     """
     path = Path(path)
-    fresh, old = (
-        path.with_name(f"{path.name}.tmp"),
-        path.with_name(keep_former or f"{path.name}.old"),
-    )
+    fresh = path.with_name(f"{path.name}.tmp")
     first = _rank() == 0
     with _together(path):
         if first:
@@ -65,16 +63,22 @@ def replaced_folder(path: str | Path, keep_former: str | None = None) -> Iterato
         with _together(path):
             if first:
                 seal(fresh)
-                shutil.rmtree(old, ignore_errors=True)
-                if path.exists():
-                    os.rename(path, old)
-                os.rename(fresh, path)
-                if keep_former is None:
-                    shutil.rmtree(old, ignore_errors=True)
+                _put_in_place(fresh, path, keep_former)
     except BaseException:
         if first:
             shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _put_in_place(fresh: Path, path: Path, keep_former: str | None) -> None:
+    """Renames a sealed folder; whenever this is killed, `newest_whole` finds it and finishes the work."""
+    former = path.with_name(keep_former or f"{path.name}.old")
+    if path.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        os.rename(path, former)
+    os.rename(fresh, path)
+    if keep_former is None:
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def _rank() -> int:
@@ -142,36 +146,33 @@ def read_state(folder: str | Path) -> dict[str, Any]:
 def newest_whole(folder: str | Path) -> tuple[Path | None, list[str]]:
     """The checkpoint furthest in training among a run's checkpoints, and lines about damaged ones passed over.
 
-    Folders that a killed process left under a temporary name count where they are whole.
+    Folders that a killed process left under a temporary name count where they are whole, and get the name that they
+    were written for.
     """
     folder = Path(folder)
     found: list[tuple[int, bool, Path]] = []
     notes = []
+    for fresh in sorted(folder.glob("*.tmp")):
+        if not fresh.is_dir() or damage(fresh):
+            continue
+        # Killed between sealing it and renaming it. Where it lies the next one is written, before that is complete.
+        path = fresh.with_suffix("")
+        if path.is_dir() and damage(path):
+            shutil.rmtree(path)  # must not take the place of a whole `previous`
+        _put_in_place(fresh, path, PREVIOUS if path.name == LAST else None)
     for candidate in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not candidate.is_dir():
             continue
         wrong = damage(candidate)
         if wrong is None:
-            if (
-                candidate.suffix == ".tmp"
-            ):  # killed between two renames: it gets the name it was written for
-                candidate = _named(candidate)
             with suppress(OSError, ValueError):
                 state = read_state(candidate)
                 # Of two at one step the one after its validation is further.
                 found.append((int(state["iter"]), not state.get("validate"), candidate))
-        elif candidate.suffix != ".tmp":
+        elif candidate.suffix not in (".tmp", ".old"):  # half written, half removed by a kill
             notes.append(f"{candidate}: {wrong}; passed over")
-    best = max(found, key=lambda f: (f[0], f[1], f[2].name == "last"), default=None)
+    best = max(found, key=lambda f: (f[0], f[1], f[2].name == LAST), default=None)
     return (best[2] if best else None), notes
-
-
-def _named(fresh: Path) -> Path:
-    final = fresh.with_suffix("")
-    if final.exists():
-        return fresh
-    os.rename(fresh, final)
-    return final
 
 
 def require_whole(folder: str | Path) -> Path:

@@ -10,6 +10,7 @@ import tiny
 import torch
 from mmengine.hooks import Hook
 from safetensors.torch import load_file
+from same_run import same, states
 
 from spark_seg.engine.curves import read_metrics
 from spark_seg.engine.folder import damage, newest_whole, read_state
@@ -84,32 +85,6 @@ def killed(tree: Path, folder: Path, stage: Any, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Killed):
         train(config(tree, folder, stage, checkpoint_steps=2), strategy(stage))
     monkeypatch.setattr(build, "_build", real)
-
-
-def states(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    last = folder / "checkpoints" / "last"
-    return {path.name: load_file(path) for path in sorted(last.glob("*.safetensors"))}
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """What was logged, without what a clock says."""
-    clock = ("time", "data_time", "images_per_second", "data_share")
-    return [
-        {k: v for k, v in row.items() if k not in clock}
-        for row in read_metrics(folder / "metrics.jsonl")
-    ]
-
-
-def same(a: Path, b: Path) -> None:
-    ours, theirs = states(a), states(b)
-    assert set(ours) == set(theirs)
-    assert {"weights.safetensors", "ema.safetensors", "optimizer.safetensors"} <= set(ours)
-    for name, tensors in ours.items():
-        assert tensors.keys() == theirs[name].keys()
-        for key, value in tensors.items():
-            assert torch.equal(value, theirs[name][key]), f"{name}: {key}"
-    assert lines(a) == lines(b)
-    assert load_file(a / "checkpoints" / "best.safetensors").keys()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,0 +1,192 @@
+"""What the processes of `ranks.Template` do in the tests of this folder, and what one process does to compare."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import tiny
+import torch
+from mmengine.hooks import Hook
+from safetensors.torch import save_file
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing of ours catches it."""
+
+
+class KillAt(Hook):
+    """Dies in a step."""
+
+    priority = "LOWEST"
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        if runner.iter + 1 == self.step:
+            raise Killed
+
+
+class FixedNorms(Hook):
+    """Leaves the batch norms' statistics alone: what a process's own share of a batch changes is not compared."""
+
+    def before_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        fix_norms(runner.strategy.module)
+
+
+class SaveAtStart(Hook):
+    """Saves the state in which a training begins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def before_train_epoch(self, runner: Any) -> None:
+        if not self.folder.exists():
+            runner.save_checkpoint(str(self.folder), "last")
+
+
+def fix_norms(model: torch.nn.Module) -> None:
+    """Batch norms into evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+@contextmanager
+def with_hooks(*hooks: Hook) -> Iterator[None]:
+    """Runners built in the block have these hooks too."""
+    from spark_seg.engine import build
+
+    real = build._build
+
+    def with_them(cfg: Any, **objects: Any) -> Any:
+        runner = real(cfg, **objects)
+        for hook in hooks:
+            runner.register_hook(hook)
+        return runner
+
+    with mock.patch.object(build, "_build", with_them):
+        yield
+
+
+def train_once(
+    tree: str,
+    folder: str,
+    options: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    die_at: int | None = None,
+    fixed_norms: bool = False,
+    save_start: str | None = None,
+) -> None:
+    """One training.
+
+    Args:
+        tree: The data.
+        folder: The work folder.
+        options: The config's, for `tiny.tiny_config`.
+        resume: As `--resume`.
+        die_at: The step in which it dies; None to the end.
+        fixed_norms: Whether the batch norms' statistics stay.
+        save_start: Where the state is saved in which it begins.
+    """
+    from spark_seg.engine.train import train
+
+    hooks: list[Hook] = [KillAt(die_at)] if die_at is not None else []
+    hooks += [FixedNorms()] if fixed_norms else []
+    hooks += [SaveAtStart(Path(save_start))] if save_start is not None else []
+    with with_hooks(*hooks):
+        try:
+            train(tiny.tiny_config(Path(tree), Path(folder), **options), resume=resume)
+        except Killed:
+            assert die_at is not None
+        else:
+            assert die_at is None, "it was to die"
+
+
+def trainings(jobs: list[dict[str, Any]]) -> None:
+    """Trainings one after the other in this group of processes; see `train_once`."""
+    for job in jobs:
+        print("job", json.dumps(job), flush=True)
+        train_once(**job)
+    leave()
+
+
+def leave() -> None:
+    """Ends the process group in good order."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def plain_ddp(tree: str, folder: str, options: Mapping[str, Any], steps: int) -> None:
+    """The same training by torch alone: its DistributedDataParallel, its optimizer, a loop.
+
+    Leaves `weights.safetensors` after `steps` steps and the first one's gradients in `gradients.safetensors`.
+    """
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.runner import set_random_seed
+    from mmseg.registry import MODELS
+
+    from spark_seg.engine.launch import start_process_group
+    from spark_seg.engine.runner import SparkRunner
+
+    process = start_process_group()
+    cfg = tiny.tiny_config(Path(tree), Path(folder), **options)
+    set_random_seed(cfg.seed)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    wrapper = cfg.optim_wrapper.copy()
+    wrapper.type = "OptimWrapper"
+    optimizer = build_optim_wrapper(model, wrapper).optimizer
+    loader = SparkRunner.build_dataloader(cfg.train_dataloader, seed=cfg.seed)
+    model.train()
+    fix_norms(model)
+    first: dict[str, torch.Tensor] = {}
+    done = 0
+    for epoch in range(steps):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            if done == steps:
+                break
+            data = model.data_preprocessor(batch, True)
+            loss, _ = model.parse_losses(wrapped(**data, mode="loss"))
+            optimizer.zero_grad()
+            loss.backward()
+            if not first:
+                first = {name: p.grad.clone() for name, p in model.named_parameters()}  # type: ignore[union-attr]
+            optimizer.step()
+            done += 1
+    if process.is_main:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        state = {k: v.contiguous() for k, v in model.state_dict().items()}
+        save_file(state, Path(folder) / "weights.safetensors")
+        save_file(first, Path(folder) / "gradients.safetensors")
+    leave()
+
+
+def failing(what: str, command: str, arguments: list[str]) -> None:
+    """Runs a command with a trap of this module's for rank 0; see `TRAPS`."""
+    import os
+
+    from spark_seg.cli import run
+
+    if os.environ.get("RANK") == "0":
+        TRAPS[what]()
+    run(command, arguments)
+
+
+def _full_disk() -> None:
+    """No file may grow beyond 20 kB, as on a disk with no room left."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+TRAPS: dict[str, Callable[[], None]] = {"full disk": _full_disk}
