@@ -107,6 +107,7 @@ class SparkDataset(BaseSegDataset):
         """Lists the frames, and makes what the cache lacks of them."""
         if self._fully_initialized:
             return
+        _check_order(self.pipeline.transforms)
         super().full_init()
         if self.skip_bad_files:
             self._bad = BadFiles(len(self))
