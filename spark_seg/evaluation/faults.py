@@ -12,7 +12,9 @@ import numpy as np
 from spark_seg.atomic import make_folder, write_bytes
 from spark_seg.corruptions import KINDS
 from spark_seg.errors import UserError, UserFileNotFoundError
-from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule
+from spark_seg.evaluation.bootstrap import RESAMPLES, interval, weights
+from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule, panel_counts, part_credit
+from spark_seg.evaluation.scores import ratio
 from spark_seg.evaluation.table import metrics_of
 
 CLEAN = "clean"
@@ -63,18 +65,41 @@ class FaultCounts:
             raise UserError(f"{path} holds no counts under faults ({error})") from error
 
 
-def summary(counts: FaultCounts, rule: ChallengeRule = BELIEVED) -> dict[str, Any]:
+def resampled(
+    counts: FaultCounts, rule: ChallengeRule = BELIEVED, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """`spark/score` under every fault in every resampling of the frames: float64 [F, resamples].
+
+    All faults see the same draws (paired), and the draws are those of `bootstrap.intervals`.
+    """
+    faults, frames = counts.confusion.shape[:2]
+    credit = part_credit(counts.confusion, rule.thresholds, rule.empty_union)
+    body, panel = (credit[:, index].reshape(faults, frames) for index in (1, 2))
+    counted = panel_counts(counts.confusion, rule.panel_share).reshape(faults, frames)
+    parts = []
+    for drawn in weights(frames, resamples, seed):
+        panels = ratio((panel * counted) @ drawn.T, counted.astype(np.float64) @ drawn.T)
+        parts.append((body @ drawn.T / frames + panels) / 2)
+    return np.concatenate(parts, 1)
+
+
+def summary(
+    counts: FaultCounts, rule: ChallengeRule = BELIEVED, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """All that is told about robustness, plain values ready for JSON.
 
     Args:
         counts: Of the frames under every fault.
         rule: The challenge's score.
+        resamples: Of the bootstrap; 0 leaves intervals out.
 
     Returns:
         `score`: the key that means and the worst are taken of; `images`, `of`: how many of the split's; `severities`;
         `clean`: the scores without a fault; `kinds`: for each its `title`, its scores by severity (keys are text, as
         JSON has it), `mean` and `worst` score; `mean`, over kinds and severities; `worst`: `kind`, `severity`,
         `score`. `relative` beside each mean and worst is its share of the clean score, None where that is 0.
+        `interval` of each kind and of all (`clean_interval` of the clean score): the mean's 95 % interval by bootstrap
+        over the frames, [low, high].
     """
     flat = [_scores(stack, rule) for stack in counts.confusion]
     clean = flat[0][SCORE]
@@ -94,6 +119,14 @@ def summary(counts: FaultCounts, rule: ChallengeRule = BELIEVED) -> dict[str, An
         entry["mean"], entry["worst"] = float(np.mean(values)), min(values)
         entry["relative"] = relative(entry["mean"])
         entry["relative_worst"] = relative(entry["worst"])
+    spans: dict[str, Any] = {}
+    if resamples and len(counts.ids):
+        drawn = resampled(counts, rule, resamples)
+        means = {kind: drawn[1:][counts.kinds[1:] == kind].mean(0) for kind in kinds}
+        for kind, entry in kinds.items():
+            entry["interval"] = list(interval(means[kind]))
+        spans["clean_interval"] = list(interval(drawn[0]))
+        spans["interval"] = list(interval(np.mean(list(means.values()), 0)))
     low = min(
         (
             (found[SCORE], kind, int(severity))
@@ -117,6 +150,7 @@ def summary(counts: FaultCounts, rule: ChallengeRule = BELIEVED) -> dict[str, An
             "relative": relative(low[0]),
         },
         "kinds": kinds,
+        **spans,
     }
 
 
@@ -135,24 +169,29 @@ def table_lines(found: dict[str, Any]) -> list[str]:
         "",
         f"{'fault':<18}"
         + "".join(f"{'sev ' + s:>8}" for s in levels)
-        + "    mean  of clean   worst",
+        + "    mean             95 %  of clean   worst",
     ]
     lines.append("-" * len(lines[-1]))
     for entry in found["kinds"].values():
         cells = "".join(f"{100 * entry['severities'][s][found['score']]:>8.2f}" for s in levels)
         lines.append(
-            f"{entry['title']:<18}{cells}{100 * entry['mean']:>8.2f}"
+            f"{entry['title']:<18}{cells}{100 * entry['mean']:>8.2f}{_span(entry):>17}"
             f"{_share(entry['relative']):>10}{100 * entry['worst']:>8.2f}"
         )
     worst = found["worst"]
     title = found["kinds"][worst["kind"]]["title"]
     lines += [
         "",
-        f"mean of all  {100 * found['mean']:.2f}, {_share(found['relative'])} of clean",
+        f"mean of all  {100 * found['mean']:.2f}, {_share(found['relative'])} of clean; 95 % {_span(found)}",
         f"worst        {100 * worst['score']:.2f}, {_share(worst['relative'])} of clean: "
         f"{title}, severity {worst['severity']}",
     ]
     return lines
+
+
+def _span(entry: dict[str, Any]) -> str:
+    ends = entry.get("interval")
+    return f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}" if ends else "-"
 
 
 def _share(value: float | None) -> str:

@@ -12,8 +12,17 @@ import torch
 
 from spark_seg.corruptions import corrupt
 from spark_seg.errors import UserError
+from spark_seg.evaluation.bootstrap import interval, intervals
 from spark_seg.evaluation.challenge import ChallengeRule
-from spark_seg.evaluation.faults import CLEAN, FaultCounts, summary, table_lines, write
+from spark_seg.evaluation.faults import (
+    CLEAN,
+    FaultCounts,
+    resampled,
+    summary,
+    table_lines,
+    write,
+)
+from spark_seg.evaluation.table import as_counts
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +167,32 @@ def test_summary() -> None:
     assert "on 2 of 9 images; clean 50.00" in text
     assert "mean of all  25.00, 50.0 % of clean" in text
     assert "worst        0.00, 0.0 % of clean: JPEG, severity 5" in text
+
+
+def test_intervals_are_those_of_the_evaluation() -> None:
+    rng = np.random.default_rng(0)
+    stack = rng.integers(0, 50, (5, 12, 3, 3)) + 80 * np.eye(3, dtype=np.int64)
+    stack[:, ::3, 2] = 0  # no panel there
+    kinds = np.array([CLEAN, "noise", "noise", "jpeg", "jpeg"])
+    made = FaultCounts(np.arange(12).astype(str), kinds, np.array([0, 1, 5, 1, 5]), stack, 12)
+    rule = ChallengeRule((0.4, 0.6), panel_share=0.1)
+    found = summary(made, rule, resamples=200)
+    drawn = resampled(made, rule, 200)
+    assert drawn.shape == (5, 200)
+    for fault in range(5):
+        low, high = intervals(as_counts(stack[fault]), rule, 200)["spark/score"]
+        np.testing.assert_allclose(interval(drawn[fault]), (low, high), rtol=0, atol=1e-12)
+    assert found["clean_interval"] == list(interval(drawn[0]))
+    assert found["kinds"]["jpeg"]["interval"] == pytest.approx(interval(drawn[3:].mean(0)))
+    assert found["interval"] == pytest.approx(interval(drawn[1:].mean(0)))
+    assert found["interval"][0] < found["mean"] < found["interval"][1]
+    text = "\n".join(table_lines(found))
+    assert f"95 % {100 * found['interval'][0]:.2f} to {100 * found['interval'][1]:.2f}" in text
+    bare = summary(made, rule, resamples=0)
+    assert "interval" not in bare
+    assert "interval" not in bare["kinds"]["noise"]
+    assert "jpeg" in bare["kinds"]
+    assert table_lines(bare)
 
 
 def test_summary_follows_the_rule_and_a_clean_score_of_zero_has_no_relative() -> None:

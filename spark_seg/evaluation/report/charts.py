@@ -94,7 +94,7 @@ class Canvas:
         if points:
             self.parts.append(
                 f'<path d="{points}" stroke="{colour}" stroke-width="{5 if len(xs) < 300 else 4}" '
-                f'stroke-linecap="round" fill="none" opacity="{min(0.6, max(0.28, 60 / len(xs))):.2f}"/>'
+                f'stroke-linecap="round" fill="none" opacity="{min(0.35, max(0.22, 60 / len(xs))):.2f}"/>'
             )
 
     def mark(
@@ -158,10 +158,10 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def lower_end(values: Sequence[float]) -> float:
-    """A round start for an axis up to 1 on which all values lie: 0, or a tenth below a high minimum."""
+    """A round start for an axis up to 1 on which all values lie: 0, or a tenth below a minimum over a half."""
     low = min(values, default=0.0)
     start = np.floor(low * 10 - 0.2) / 10
-    return float(start) if start >= 0.3 else 0.0
+    return float(start) if start >= 0.5 else 0.0
 
 
 def upper_end(values: Sequence[float]) -> float:
@@ -217,6 +217,8 @@ def dots(
     for tick in _ticks(low, high):
         canvas.line(at(tick), top, at(tick), height - 30)
         canvas.text(at(tick), height - 14, percent(tick, 0), "middle", DIM, 11)
+    if low > 0:
+        canvas.text(left - 10, height - 14, f"axis from {percent(low, 0)}", "end", DIM, 11)
     if line is not None:
         canvas.line(at(line[0]), top - 4, at(line[0]), height - 30, INK, 1, "4 3")
         near = at(line[0]) > width - 90

@@ -20,7 +20,7 @@ p{margin:4px 0 10px;max-width:96ch}
 .dim,.note{color:#5f6368}
 .note{font-size:13.5px}
 nav{position:sticky;top:0;background:#fff;border-bottom:1px solid #e3e5e8;z-index:3}
-nav>div{display:flex;flex-wrap:wrap;gap:2px 15px;padding-top:7px;padding-bottom:7px;font-size:14px}
+nav>div{display:flex;flex-wrap:wrap;gap:2px 13px;padding-top:7px;padding-bottom:7px;font-size:13.5px}
 nav a{color:#0b57a4;text-decoration:none}
 nav a:hover{text-decoration:underline}
 section{padding:26px 0 8px;border-bottom:1px solid #eceef0;scroll-margin-top:38px}
@@ -69,9 +69,23 @@ th[aria-sort=descending] button:after{content:"\\2193";color:#222}
 pre{background:#f5f6f8;border:1px solid #e3e5e8;border-radius:6px;padding:10px 12px;font-size:12.5px;line-height:1.4;
 overflow:auto;max-height:420px;white-space:pre-wrap;overflow-wrap:anywhere}
 td.v{text-align:left;overflow-wrap:anywhere;max-width:640px}
+td.v:first-child{overflow-wrap:normal}
 tr.differs td{background:#fff6e0}
 .better{color:#00694c;font-weight:600}
 .worse{color:#a84300;font-weight:600}
+@media screen and (max-width:720px){
+main,header>div,nav>div{padding-left:14px;padding-right:14px}
+nav>div{flex-wrap:nowrap;overflow-x:auto;white-space:nowrap}
+.row{display:block}
+.row>div>p{width:auto;min-width:0}
+table:not(.scroll table){display:block;overflow-x:auto}
+td,th{padding:4px 7px}
+td.tell{min-width:210px}
+td.id{min-width:150px}
+.tiles{grid-template-columns:repeat(3,minmax(0,1fr))}
+.cards{gap:8px}
+.card{min-width:140px;padding:7px 11px 8px}
+}
 @media print{
 @page{margin:13mm}
 body{font-size:10.5pt}

@@ -108,8 +108,8 @@ def render(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> tupl
     if area != (0, 0, image.shape[1], image.shape[0]):
         corners = [round(v * scale) for v in area]
         ends = corners[:2], [corners[2] - 1, corners[3] - 1]
-        cv2.rectangle(frame, *ends, (0, 0, 0), 3)  # seen on white clouds too
-        cv2.rectangle(frame, *ends, (255, 255, 255), 1)
+        cv2.rectangle(frame, *ends, (0, 0, 0), 5)  # seen on white clouds too
+        cv2.rectangle(frame, *ends, (255, 255, 255), 2)
     cut = np.s_[y0:y1, x0:x1]
     grows = max(x1 - x0, y1 - y0) < SIDE
     part = _sized(image[cut], cv2.INTER_CUBIC if grows else cv2.INTER_AREA)

@@ -127,6 +127,7 @@ def _faults(run: Run, name: str, chart: bool) -> str:
     key, clean = found["score"], found["clean"][found["score"]]
     levels = [str(s) for s in found["severities"]]
     entries = sorted(found["kinds"].values(), key=lambda entry: entry["mean"])
+    spans = all("interval" in entry for entry in entries)  # files of before have none
     rows = []
     for entry in entries:
         cells: list[Cell | str] = [entry["title"]]
@@ -134,14 +135,18 @@ def _faults(run: Run, name: str, chart: bool) -> str:
             value = entry["severities"][level][key]
             back, ink = shade(0.75 * (1 - value / clean) if clean > 0 else 0.0)
             cells.append(Cell(percent(value), None, f"background:{back};color:{ink}", "c"))
-        cells += [percent(entry["mean"]), _relative(entry["relative"]), percent(entry["worst"])]
+        cells += [percent(entry["mean"]), *([_span(entry["interval"])] if spans else [])]
+        cells += [_relative(entry["relative"]), percent(entry["worst"])]
         rows.append(cells)
-    heads = ["fault", *(f"sev. {level}" for level in levels), "mean", "of clean", "worst"]
+    middle = ["mean", "95 %"] if spans else ["mean"]
+    heads = ["fault", *(f"sev. {level}" for level in levels), *middle, "of clean", "worst"]
     worst = found["worst"]
     title = found["kinds"][worst["kind"]]["title"]
     told = (
         f"Challenge's score, percent, on {found['images']} of {found['of']} images spread evenly. Clean: "
-        f"{percent(clean)}. Mean of all faults: {percent(found['mean'])}, {_relative(found['relative'])} of clean. "
+        f"{percent(clean)}. Mean of all faults: {percent(found['mean'])}"
+        + (f" (95 % interval {_span(found['interval'])})" if "interval" in found else "")
+        + f", {_relative(found['relative'])} of clean. "
         f"Worst: {title} at severity {worst['severity']}, {percent(worst['score'])}, "
         f"{_relative(worst['relative'])} of clean. The darker a cell, the more is lost."
     )
@@ -168,6 +173,10 @@ def _faults(run: Run, name: str, chart: bool) -> str:
         )
     )
     return f'{text}<div class="row">{drawing}<div>{grid}</div></div>'
+
+
+def _span(ends: Sequence[float]) -> str:
+    return f"{percent(ends[0])} to {percent(ends[1])}"
 
 
 def _relative(value: float | None) -> str:
@@ -221,5 +230,5 @@ def calibration(runs: Sequence[Run]) -> Section | None:
             ]
             rows.append([_letter(run, runs) + title, *shown_as])
     heads = ["", "all pixels", "the craft's", "found as craft"]
-    body = f'<div class="row">{figure(drawing, told)}<div>{table(heads, rows)}</div></div>'
+    body = f'<div class="row">{figure(drawing)}<div>{table(heads, rows)}{paragraph(told, "note")}</div></div>'
     return Section("calibration", "Calibration", body)

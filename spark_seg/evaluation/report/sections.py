@@ -149,7 +149,7 @@ def groups(runs: Sequence[Run], by: str) -> Section | None:
         return None
     if by == "satellite":
         rows.sort(key=lambda row: next(point.value for point in row.points if point))
-    drawing = dots(rows, series, f"score by {by}", width=700 if len(runs) == 1 else 640, left=170)
+    drawing = dots(rows, series, f"score by {by}", width=560, left=140)
     text = "Challenge's score, percent, with 95 % intervals over the images of each group."
     text += " A group's score is half its mean body and half its mean panel, each over the images "
     text += "that count for it; where no image's panel counts there is none."
@@ -157,7 +157,55 @@ def groups(runs: Sequence[Run], by: str) -> Section | None:
         text += " Hardest first."
     if by == "panel":
         text += " Groups: the panel's true area as a share of the body's."
-    return Section(anchor, title, figure(drawing, text))
+    grid = group_table(runs, by, [row.label for row in rows])
+    return Section(
+        anchor, title, f'<div class="row">{figure(drawing, text)}<div>{grid}</div></div>'
+    )
+
+
+_GROUP_COLUMNS = {
+    "mIoU": "mIoU/foreground",
+    "body": "IoU/body",
+    "panel": "IoU/panel",
+    "outline": "boundary_IoU/craft",
+}
+
+
+def group_table(runs: Sequence[Run], by: str, labels: Sequence[str]) -> str:
+    """The scores over pixels of each group, beside the challenge's; of two runs two of them."""
+    found = [{one.label: one for one in run.groups.get(by, [])} for run in runs]
+    names = list(_GROUP_COLUMNS) if len(runs) == 1 else ["mIoU", "outline"]
+    names = [name for name in names if all(_GROUP_COLUMNS[name] in run.metrics for run in runs)]
+    areas = [
+        {g.label: pooled(run.counts.confusion[g.which]) for g in group(run.counts, by, run.rule)}
+        for run in runs
+    ]
+    rows = []
+    for label in labels:
+        one = next(part[label] for part in found if label in part)
+        cells = [label, str(one.images)]
+        for name in names:
+            for part, area in zip(found, areas, strict=True):
+                cells.append(_group_cell(part.get(label), _GROUP_COLUMNS[name], area.get(label)))
+        rows.append(cells)
+    letters = [""] if len(runs) == 1 else [" A", " B"]
+    heads = ["", "images", *(f"{name}{letter}" for name in names for letter in letters)]
+    shown = "IoU of body and panel, their mean" if len(runs) == 1 else "mean IoU of body and panel"
+    if "outline" in names:
+        shown += ", and the craft's boundary IoU"
+    told = f"Over the pixels of each group pooled, percent: {shown}."
+    return table(heads, rows) + paragraph(told, "note")
+
+
+def _group_cell(one: GroupScores | None, key: str, total: np.ndarray | None) -> str:
+    if one is None or key not in one.metrics:
+        return "–"
+    part = key.split("/")[1]
+    if total is not None and part in CLASSES:
+        index = CLASSES.index(part)
+        if not total[index].sum() + total[:, index].sum():
+            return "–"  # neither true nor found in any image
+    return percent(one.metrics[key])
 
 
 def _images(one: GroupScores) -> str:
@@ -175,33 +223,40 @@ def _group_point(one: GroupScores | None, key: str) -> Point | None:
 
 def matrix(runs: Sequence[Run]) -> Section:
     """The confusion matrix, each row a share of the true class."""
-    parts = []
-    for run in runs:
-        total = pooled(run.counts.confusion)
-        share = ratio(total, total.sum(1, keepdims=True))
-        rows = []
-        for index, name in enumerate(CLASSES):
-            cells: list[Cell | str] = [f"truth: {name}"]
-            for found in range(len(CLASSES)):
-                back, ink = shade(float(share[index, found]))
-                count = f"{int(total[index, found]):,}".replace(",", "\u202f")
-                style = f"background:{back};color:{ink}"
-                cells.append(
-                    Cell(f"{percent(share[index, found], 2)} %", None, style, "c", f"{count} px")
-                )
-            rows.append(cells)
-        name = named(run, runs)
-        heads = ["", *(f"found: {name}" for name in CLASSES)]
-        parts.append(
-            f"<div>{paragraph(name, 'dim') if name else ''}{table(heads, rows, 'cells')}</div>"
-        )
-    told = "Each row adds up to 100 %: where the pixels of a true class went. All images pooled."
-    return Section(
-        "confusion",
-        "Confusion matrix",
-        f'<div class="row">{"".join(parts)}</div>{paragraph(told, "note")}',
-        "Confusion",
-    )
+    went = "Each row adds up to 100 %: where the pixels of a true class went. All images pooled."
+    came = "Each column adds up to 100 %: what the pixels found as a class are in truth."
+    if len(runs) == 1:
+        total = pooled(runs[0].counts.confusion)
+        parts = [
+            f"<div>{_confusion(total, axis)}{paragraph(told, 'note')}</div>"
+            for axis, told in ((1, went), (0, came))
+        ]
+        below = ""
+    else:
+        parts = [
+            f"<div>{paragraph(named(run, runs), 'dim')}{_confusion(pooled(run.counts.confusion), 1)}</div>"
+            for run in runs
+        ]
+        below = paragraph(went, "note")
+    body = f'<div class="row">{"".join(parts)}</div>{below}'
+    return Section("confusion", "Confusion matrix", body, "Confusion")
+
+
+def _confusion(total: np.ndarray, axis: int) -> str:
+    """Counts [3, 3] as a table; shares of each row (axis 1) or column (axis 0)."""
+    share = ratio(total, total.sum(axis, keepdims=True))
+    rows = []
+    for index, name in enumerate(CLASSES):
+        cells: list[Cell | str] = [f"truth: {name}"]
+        for found in range(len(CLASSES)):
+            back, ink = shade(float(share[index, found]))
+            count = f"{int(total[index, found]):,}".replace(",", "\u202f")
+            style = f"background:{back};color:{ink}"
+            cells.append(
+                Cell(f"{percent(share[index, found], 2)} %", None, style, "c", f"{count} px")
+            )
+        rows.append(cells)
+    return table(["", *(f"found: {name}" for name in CLASSES)], rows, "cells")
 
 
 _CLOUD = 1500  # dots at most
@@ -256,10 +311,14 @@ def size(runs: Sequence[Run]) -> Section | None:
         x_ticks=ticks,
         clouds=clouds,
         bands=bands,
-        width=700,
-        height=380,
+        width=560,
+        height=360,
     )
     told = "Marks: fifths of the images by size, the score with its 95 % interval. Faint dots: single images"
     many = max(len(run.counts) for run in runs) > _CLOUD // len(runs)
     told += f" (some {_CLOUD} of them, spread evenly)." if many else "."
-    return Section("size", "Craft's size", figure(drawing, told))
+    labels = list(dict.fromkeys(one.label for run in runs for one in run.groups.get("size", [])))
+    grid = group_table(runs, "size", labels)
+    return Section(
+        "size", "Craft's size", f'<div class="row">{figure(drawing, told)}<div>{grid}</div></div>'
+    )

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 from collections.abc import Sequence
 from html import escape
 
@@ -66,10 +67,11 @@ def _lost(run: Run) -> str:
     body, panel = (1 - run.metrics[f"spark/{part}"] for part in ("body", "panel"))
     panels = int(run.metrics.get("spark/panel_images", 0))
     images = len(run.counts)
+    # The panel's part is what is left, so that the parts as shown add up to the whole as shown.
+    whole, first = (round(100 * value, 1) for value in (body / 2 + panel / 2, body / 2))
     text = (
         f"{images} image{'s' if images != 1 else ''}; the panel counts in {panels}. Of the "
-        f"{percent(body / 2 + panel / 2)} points lost, {percent(body / 2)} are the body's and "
-        f"{percent(panel / 2)} the panel's."
+        f"{whole:.1f} points lost, {first:.1f} are the body's and {whole - first:.1f} the panel's."
     )
     if not panels:
         text += " Without an image whose panel counts, the panel's half of the score is 0."
@@ -154,6 +156,8 @@ def numbers(run: Run, index: int) -> str:
         if key in run.values:
             value, counted = (array[index] for array in run.values[key])
             parts.append(f"{name} {percent(value) if counted else '–'}")
+    if "spark/panel" in run.values and not run.values["spark/panel"][1][index]:
+        parts.append("the panel does not count")
     area = run.counts.true_area[index]
     parts.append(f"craft {100 * area[1:].sum() / max(area.sum(), 1):.2f} % of the frame")
     return ", ".join(parts)
@@ -296,6 +300,8 @@ def parameters(runs: Sequence[Run]) -> Section:
 
 def _leaves(run: Run) -> dict[str, str]:
     first = {key: run.record[key] for key in _FIRST if key in run.record}
+    if isinstance(first.get("command"), list):
+        first["command"] = shlex.join(str(word) for word in first["command"])
     found = dict(flat({"folder": str(run.folder), **first}))
     found |= dict(flat(run.record.get("training") or {}, "training"))
     total = int(pooled(run.counts.confusion).sum())
