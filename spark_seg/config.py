@@ -26,6 +26,7 @@ from spark_seg.config_checks import (
     check_values,
 )
 from spark_seg.errors import UserError, UserFileNotFoundError, nearest
+from spark_seg.recipe import expand
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -129,6 +130,7 @@ def load_config(
     object.__setattr__(cfg, "_unresolved", unresolved)
     init_default_scope(cfg.get("default_scope", "mmseg"))
     check_values(cfg)
+    expand(cfg)
     check_arguments(cfg)
     return cfg
 

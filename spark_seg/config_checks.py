@@ -67,7 +67,7 @@ RECIPE: dict[str, _Check] = {
     "pretrained": _or_none(_TEXT),
     "freeze_backbone": _FLAG,
     "accelerate": _FLAG,
-    "precision": _one_of("auto", "fp32", "bf16"),
+    "precision": _one_of("auto", "fp32", "bf16", "fp16"),
     "seed": _or_none(_whole(0)),
     "deterministic": _FLAG,
     "lr": _number(above=0),
@@ -88,7 +88,39 @@ RECIPE: dict[str, _Check] = {
     "accumulate": _whole(1),
     "ema_decay": _or_none(("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1)),
     "max_skipped": _whole(1),
+    "offload": _one_of(None, "optimizer", "optimizer+parameters"),
+    "activation_checkpointing": _FLAG,
+    "tensorboard": _FLAG,
+    "wandb": ("a group of keys, or None", lambda v: v is None or isinstance(v, dict)),
+    "mlflow": ("a group of keys, or None", lambda v: v is None or isinstance(v, dict)),
     "checkpoint_steps": _or_none(_whole(1)),
+    # choices that `spark_seg.recipe` judges and works in
+    "head": _ANY,
+    "loss": _ANY,
+    "class_weights": _or_none(
+        ("numbers, a name, or a group of keys", lambda v: isinstance(v, list | tuple | str | dict))
+    ),
+    "schedule": _ANY,
+    "optimizer": _ANY,
+    "layer_decay": _or_none(("a number above 0, up to 1", lambda v: _is_number(v) and 0 < v <= 1)),
+    "head_lr": _or_none(_number(above=0)),
+    "drop_path": _or_none(("a number from 0, below 1", lambda v: _is_number(v) and 0 <= v < 1)),
+    "patience": _or_none(
+        (
+            "a whole number from 1 on, or a group of keys",
+            lambda v: isinstance(v, dict) or (_is_int(v) and v >= 1),
+        )
+    ),
+    "multi_scale": _or_none(
+        ("a list of sizes, or a group of keys", lambda v: isinstance(v, list | tuple | dict))
+    ),
+    "sampling": _or_none(
+        (
+            "a name, a list of names, or a group of keys",
+            lambda v: isinstance(v, list | tuple | str | dict),
+        )
+    ),
+    "tta": _ANY,
     "data_root": _or_none(_TEXT),
     "test_images": _or_none(_TEXT),
     "subset": _ANY,  # the dataset judges these two, which knows the frames

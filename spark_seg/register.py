@@ -23,7 +23,9 @@ import spark_seg.datasets.transforms.loading  # noqa: E402
 import spark_seg.datasets.transforms.packing  # noqa: E402
 import spark_seg.datasets.transforms.photometric  # noqa: E402
 import spark_seg.engine.hooks.checkpoint  # noqa: E402
+import spark_seg.engine.hooks.early_stopping  # noqa: E402
 import spark_seg.engine.hooks.logger  # noqa: E402
+import spark_seg.engine.hooks.multi_scale  # noqa: E402
 import spark_seg.engine.hooks.progress  # noqa: E402
 import spark_seg.engine.hooks.run_record  # noqa: E402
 import spark_seg.engine.hooks.scalars  # noqa: E402
@@ -35,4 +37,5 @@ import spark_seg.engine.strategy  # noqa: E402
 import spark_seg.evaluation.metric  # noqa: E402
 import spark_seg.models.heads  # noqa: E402
 import spark_seg.models.losses  # noqa: E402
+import spark_seg.models.losses_more  # noqa: E402
 import spark_seg.submission.metric  # noqa: E402, F401

@@ -21,6 +21,7 @@ COMMANDS = {
     "benchmark": "measure what parts cost: eval",
     "cache": "decode masks once, for fast training",
     "check_dataset": "look over a SPARK tree before training on it",
+    "convert": "weights in the form of mmsegmentation, Hugging Face or NVlabs",
     "fetch_weights": "download published weights, for compute nodes without network",
     "make_demo_data": "render SPARK-like frames in the data's layout",
 }
@@ -51,6 +52,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     try:
         code = module.main(list(argv) if argv is not None else None)
     except UserError as e:
+        if getattr(e, "quiet", False):  # another process tells it
+            raise SystemExit(2) from None
         _fail(_message(e), 2)
     except KeyboardInterrupt as e:
         _fail(str(e) or "interrupted", getattr(e, "code", 130))

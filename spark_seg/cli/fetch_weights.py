@@ -8,7 +8,7 @@ _EVERY = "all"
 
 def main(argv: list[str] | None = None) -> int:
     """Parses and downloads what is not there yet; returns the exit code."""
-    from spark_seg.models.published import SOURCES, VARIANTS, published
+    from spark_seg.models.published import LICENCE, SOURCES, VARIANTS, published
 
     parser = Parser(
         prog="fetch_weights",
@@ -27,22 +27,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--source",
         default="ade20k",
-        help=f"{', '.join(SOURCES)}, or {_EVERY} (default: ade20k, which the configs start from)",
+        help=f"{', '.join(SOURCES)}, or {_EVERY} (default: ade20k, which the configs start from); or a repository of "
+        "the Hugging Face hub, such as nvidia/mit-b2, without VARIANT",
     )
     parser.add_argument(
         "--list", action="store_true", help="say what would be where, and download nothing"
     )
     args = parser.parse_args(argv)
+    if "/" in args.source:
+        return _from_hub(args.source, args.variants, args.list)
     variants = _chosen(args.variants or ["b2"], VARIANTS, "variant")
     sources = _chosen([args.source], SOURCES, "source")
 
     from spark_seg.models.download import cache_folder, fetch
 
     folder = cache_folder()
-    print(
-        "licence: NVIDIA SegFormer, non-commercial use only "
-        "(https://github.com/NVlabs/SegFormer/blob/master/LICENSE)"
-    )
+    print(f"licence: {LICENCE}")
     missing = 0
     for source in sources:
         for variant in variants:
@@ -56,6 +56,24 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{source} {variant}: {state}: {path}")
     if args.list and missing:
         print(f"{missing} to download")
+    return 0
+
+
+def _from_hub(repo: str, variants: list[str], only_list: bool) -> int:
+    from spark_seg.models.hub import fetch_repo, find_repo, is_repo
+    from spark_seg.models.published import licence_of
+
+    if not is_repo(repo):
+        raise UserError(f"--source {repo}: a repository of the hub is named owner/name")
+    if variants:
+        raise UserError(
+            f"{variants[0]!r}: a repository of the hub is one variant; leave VARIANT out"
+        )
+    print(f"licence: {licence_of(repo)}")
+    found = find_repo(repo)
+    state = "was there" if found else "not there" if only_list else "downloaded"
+    path = found or (None if only_list else fetch_repo(repo))
+    print(f"{repo}: {state}{f': {path}' if path else ''}")
     return 0
 
 

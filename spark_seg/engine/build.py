@@ -16,6 +16,8 @@ from spark_seg.engine.strategy import resolve_precision
 from spark_seg.errors import UserError
 from spark_seg.models.freeze import freeze_backbone
 from spark_seg.models.pretrained import load_pretrained
+from spark_seg.models.tta import make_tta
+from spark_seg.recipe import from_data
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,7 @@ def training_runner(
     """
     cfg = copy.deepcopy(cfg)
     cfg.pop("test_dataloader", None)
+    from_data(cfg)
     init = partial(
         _init_for_training,
         pretrained=cfg.get("pretrained"),
@@ -89,6 +92,7 @@ def prediction_runner(
     _set_strategy(cfg, strategy, init)
     runner = _build(cfg, test_evaluator=Evaluator([metric]))
     runner.scratch = scratch  # removed with the runner
+    runner.tta = make_tta(cfg.get("tta"))
     return runner
 
 
@@ -131,6 +135,8 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
     }
     if strategy == "deepspeed":
         cfg.strategy.update(given)
+        if cfg.strategy.get("zero_optimization", {}).get("stage", 0) == 0:
+            _fuse(cfg)
         if not cfg.get("optim_wrapper"):
             cfg.strategy.ema_decay = None
         return
@@ -145,8 +151,16 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
     }
     if cfg.get("optim_wrapper"):
         cfg.optim_wrapper.type = "OptimWrapper"
+        _fuse(cfg)
     else:
         cfg.strategy["ema_decay"] = None
+
+
+def _fuse(cfg: "Config") -> None:
+    """torch's fused Adam and AdamW leave out a step on the device (`spark_seg.engine.stepping`)."""
+    optimizer = cfg.get("optim_wrapper") and cfg.optim_wrapper.optimizer
+    if optimizer and optimizer.type in ("Adam", "AdamW") and not optimizer.get("foreach"):
+        optimizer.setdefault("fused", True)
 
 
 def _build(cfg: "Config", **objects: Any) -> SparkRunner:

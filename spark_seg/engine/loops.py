@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from spark_seg.engine.runner import untouched_random_state
 from spark_seg.errors import UserError
 from spark_seg.models.predict import labels_from_logits
+from spark_seg.models.tta import labels_from_probabilities, mean_probabilities
 
 
 class _Grouped(DataLoader):
@@ -174,22 +175,39 @@ def _name(sample: Any) -> str:
 def predict(runner: Any, data_batch: Any, observers: Sequence[Any] = ()) -> list:
     """Predicts a batch: the samples with `pred_sem_seg`, uint8 labels [1, H, W] at the picture's own size.
 
+    Where the runner has a `tta`, labels are those of the mean probabilities over its views.
+
     Args:
         runner: The runner that holds model and strategy.
         data_batch: `inputs` and `data_samples` as a loader of mmseg samples yields them.
-        observers: Their `observe_logits(logits [B, C, h, w], samples)` sees what is gone afterwards.
+        observers: Their `observe_logits(logits [B, C, h, w], samples)` sees what is gone afterwards (with test-time
+            augmentation a list of the mean probabilities' logarithms [C, H, W]).
     """
     strategy = runner.strategy
     data = strategy.module.data_preprocessor(data_batch, False)
     forward = getattr(
         runner.model, "model", runner.model
     )  # DeepSpeed's engine, or the model itself
-    with strategy.autocast():
-        logits = forward(data["inputs"], data["data_samples"], mode="tensor")
+    sizes = [sample.metainfo["ori_shape"][:2] for sample in data["data_samples"]]
+    tta = getattr(runner, "tta", None)
+    logits: Any
+    if tta is None:
+        with strategy.autocast():
+            logits = forward(data["inputs"], data["data_samples"], mode="tensor")
+        found = labels_from_logits(logits, sizes)
+    else:
+
+        def view(inputs: torch.Tensor) -> torch.Tensor:
+            with strategy.autocast():
+                return forward(inputs, mode="tensor")
+
+        probs = mean_probabilities(view, data["inputs"], sizes, tta)
+        found = [labels_from_probabilities(p) for p in probs]
+        # at full size; a softmax of these gives the mean probabilities again
+        logits = [p.clamp_min(torch.finfo(p.dtype).tiny).log() for p in probs]
     for observer in observers:
         observer.observe_logits(logits, data["data_samples"])
-    sizes = [sample.metainfo["ori_shape"][:2] for sample in data["data_samples"]]
-    for sample, labels in zip(data["data_samples"], labels_from_logits(logits, sizes), strict=True):
+    for sample, labels in zip(data["data_samples"], found, strict=True):
         sample.pred_sem_seg = PixelData(data=labels[None])
     return data["data_samples"]
 

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import MMLogger, print_log
@@ -11,7 +12,7 @@ from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
 from torch import nn
 
-from spark_seg.errors import UserError
+from spark_seg.errors import UserError, nearest
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -20,10 +21,30 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     mmengine's constructor makes one group for each parameter as soon as an option is given (317 groups for b2, each
     a flat buffer of its own under ZeRO) and misses `in_proj_bias`, which it does not know to be a bias. Here
-    parameters with equal settings share a group. `paramwise_cfg` works as upstream.
+    parameters with equal settings share a group. `paramwise_cfg` works as upstream, with two keys more:
+
+    `layer_decay` (0 to 1): the learning rate falls by this factor from block to block going down from the head (Clark
+    et al. 2020, arXiv:2003.10555; as BEiT numbers its layers). Of n blocks the k-th from below has
+    `layer_decay ** (n - k)`, k from 0; a stage's patch embedding goes with its first block, its last norm with its
+    last, the head has 1.
+
+    `head_lr` (above 0): factor of the decode head's rate.
+
+    Raises:
+        UserError: An unknown key, or a value out of range.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        paramwise_cfg = dict(paramwise_cfg or {})
+        for key in paramwise_cfg:
+            if key not in _PARAMWISE:
+                raise UserError(f"paramwise_cfg takes no {key!r}{nearest(key, _PARAMWISE)}")
+        self.layer_decay = paramwise_cfg.pop("layer_decay", None)
+        self.head_lr = paramwise_cfg.pop("head_lr", None)
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay={self.layer_decay} must lie above 0 and up to 1")
+        if self.head_lr is not None and not 0 < self.head_lr < float("inf"):
+            raise UserError(f"head_lr={self.head_lr} must be above 0")
         # without any option upstream skips `add_params`, and would decay and optimize everything
         super().__init__(optim_wrapper_cfg, paramwise_cfg or {"bypass_duplicate": False})
 
@@ -41,27 +62,84 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             super().add_params(single, module, prefix, is_dcn_module)
         finally:
             logger.setLevel(level)
+        factors = self._factors(module)
         groups: dict[tuple, dict] = {}
         for group in single:
             (param,) = group.pop("params")
             if param.ndim < 2 and self.base_wd is not None:
                 group["weight_decay"] = 0.0
-            group.setdefault("lr", self.base_lr)
+            group["lr"] = group.get("lr", self.base_lr) * factors.get(id(param), 1.0)
             if self.base_wd is not None:
                 group.setdefault("weight_decay", self.base_wd)
             key = tuple(sorted(group.items()))
             groups.setdefault(key, {"params": [], **group})["params"].append(param)
         params.extend(groups.values())
 
+    def _factors(self, module: nn.Module) -> dict[int, float]:
+        """What the learning rate is multiplied by, by the parameter's `id`; those with 1 may be left out."""
+        names = {name: id(p) for name, p in module.named_parameters()}
+        factors = dict.fromkeys(names.values(), 1.0)
+        if self.layer_decay is not None:
+            places = layer_places(names)
+            if not places:
+                raise UserError(
+                    "layer_decay: the model has no backbone of MixVisionTransformer's layers"
+                )
+            count = 1 + max(places.values())
+            for name, place in places.items():
+                factors[names[name]] *= self.layer_decay ** (count - place)
+        if self.head_lr is not None:
+            for name, key in names.items():
+                if name.startswith("decode_head."):
+                    factors[key] *= self.head_lr
+        return factors
 
-@PARAM_SCHEDULERS.register_module()
-class WarmupCosineLR(_ParamScheduler):
-    """Linear warm-up, then half a cosine down to `min_lr` (Loshchilov & Hutter, 2017), step by step.
+
+_PARAMWISE = frozenset(
+    [
+        "layer_decay",
+        "head_lr",
+        "custom_keys",
+        "bias_lr_mult",
+        "bias_decay_mult",
+        "norm_decay_mult",
+        "flat_decay_mult",
+        "dwconv_decay_mult",
+        "dcn_offset_lr_mult",
+        "bypass_duplicate",
+    ]
+)
+
+
+def layer_places(names: Sequence[str] | Mapping[str, Any]) -> dict[str, int]:
+    """Which block each of a backbone's parameters belongs to, counted from 0 over all stages.
+
+    Args:
+        names: Parameters of mmseg's segmentor with `MixVisionTransformer`; others are left out of the result.
+    """
+    blocks: dict[int, int] = {}
+    found = {
+        name: re.match(r"backbone\.layers\.(\d+)\.([012])\.(?:(\d+)\.)?", name) for name in names
+    }
+    parts = {name: match for name, match in found.items() if match}
+    for match in parts.values():
+        if match[2] == "1" and match[3] is not None:
+            stage = int(match[1])
+            blocks[stage] = max(blocks.get(stage, 0), int(match[3]) + 1)
+    places = {}
+    for name, match in parts.items():
+        stage = int(match[1])
+        inside = {"0": 0, "1": int(match[3] or 0), "2": blocks.get(stage, 1) - 1}[match[2]]
+        places[name] = sum(count for s, count in blocks.items() if s < stage) + inside
+    return places
+
+
+class WarmupLR(_ParamScheduler):
+    """Linear warm-up, then what a subclass says, step by step.
 
     At step t of T, with W warm-up steps and each group's own base value `lr`:
-    `warmup_lr + (lr - warmup_lr) * t / W` for t < W, then
-    `min_lr + (lr - min_lr) * (1 + cos(pi * (t - W) / (T - W))) / 2`. In a group whose base is a multiple of the
-    optimizer's `lr`, both ends are scaled alike.
+    `warmup_lr + (lr - warmup_lr) * t / W` for t < W, then `after_warmup` with `done = (t - W) / (T - W)`. In a group
+    whose base is a multiple of the optimizer's `lr`, `warmup_lr` and `min_lr` are scaled alike.
 
     Args:
         optimizer: What to schedule.
@@ -70,7 +148,7 @@ class WarmupCosineLR(_ParamScheduler):
         warmup_epochs: Epochs of warm-up; below 1 a fraction of all epochs. A warm-up of more than half the training
             is cut to half of it, with a warning.
         warmup_lr: Where the warm-up starts.
-        min_lr: Where the cosine ends.
+        min_lr: Where it ends; what ends by itself (step, constant) does not fall below.
     """
 
     def __init__(
@@ -109,9 +187,19 @@ class WarmupCosineLR(_ParamScheduler):
     @classmethod
     def build_iter_from_epoch(
         cls, optimizer: Any, end: int, epoch_length: int, **kwargs: Any
-    ) -> "WarmupCosineLR":
+    ) -> "WarmupLR":
         """What mmengine calls for `convert_to_iter_based=True`, with the runner's epochs."""
         return cls(optimizer, end, epoch_length, **kwargs)
+
+    def after_warmup(self, base: float, low: float, done: float) -> float:
+        """The rate of a group.
+
+        Args:
+            base: The group's own rate.
+            low: Its `min_lr`.
+            done: Share of the steps after the warm-up, 0 to 1.
+        """
+        raise NotImplementedError
 
     def _get_value(self) -> Sequence[float]:
         reference = self._reference or max(self.base_values)
@@ -124,5 +212,68 @@ class WarmupCosineLR(_ParamScheduler):
                 values.append(start + (base - start) * step / self.warmup)
             else:
                 done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
-                values.append(low + (base - low) * (1 + math.cos(math.pi * done)) / 2)
+                values.append(self.after_warmup(base, low, done))
         return values
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupCosineLR(WarmupLR):
+    """Warm-up, then half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983):
+    `min_lr + (lr - min_lr) * (1 + cos(pi * done)) / 2`. See `WarmupLR`."""
+
+    def after_warmup(self, base: float, low: float, done: float) -> float:
+        return low + (base - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupPolyLR(WarmupLR):
+    """Warm-up, then `min_lr + (lr - min_lr) * (1 - done) ** power`; SegFormer's own with power 1. See `WarmupLR`."""
+
+    def __init__(self, *args: Any, power: float = 1.0, **kwargs: Any) -> None:
+        if not 0 < power < float("inf"):
+            raise UserError(f"power={power} must be above 0")
+        self.power = power
+        super().__init__(*args, **kwargs)
+
+    def after_warmup(self, base: float, low: float, done: float) -> float:
+        return low + (base - low) * (1 - done) ** self.power
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupStepLR(WarmupLR):
+    """Warm-up, then `lr * gamma` for each milestone passed, never below `min_lr`. See `WarmupLR`.
+
+    Args:
+        *args: See `WarmupLR`.
+        milestones: Shares of the steps after the warm-up, above 0 and below 1.
+        gamma: The factor, above 0 and below 1.
+        **kwargs: See `WarmupLR`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        milestones: Sequence[float] = (0.6, 0.85),
+        gamma: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if not milestones or not all(0 < m < 1 for m in milestones) or not 0 < gamma < 1:
+            raise UserError(
+                f"milestones={list(milestones)} must be shares of the training and gamma={gamma} a factor, "
+                "between 0 and 1"
+            )
+        self.milestones, self.gamma = tuple(milestones), gamma
+        super().__init__(*args, **kwargs)
+
+    def after_warmup(self, base: float, low: float, done: float) -> float:
+        # a hair's breadth, so that rounding does not put a milestone off by a step
+        passed = sum(done >= m - 1e-9 for m in self.milestones)
+        return max(min(low, base), base * self.gamma**passed)
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupConstantLR(WarmupLR):
+    """Warm-up, then `lr` to the end. See `WarmupLR`."""
+
+    def after_warmup(self, base: float, low: float, done: float) -> float:
+        return base

@@ -198,16 +198,15 @@ def _frames(cfg: "Config", notes: list[str]) -> tuple[int, str]:
 def _schedule(cfg: "Config", steps: int) -> tuple[int, int]:
     import torch
 
-    from spark_seg.engine.optim import WarmupCosineLR
+    from spark_seg.engine import optim
 
     epochs = int(cfg.train_cfg.max_epochs)
     for entry in cfg.get("param_scheduler") or ():
-        if entry.type == "WarmupCosineLR":
+        schedule = getattr(optim, str(entry.type), None)
+        if isinstance(schedule, type) and issubclass(schedule, optim.WarmupLR):
             keys = ("warmup_epochs", "warmup_lr", "min_lr")
             optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=float(cfg.lr))
-            made = WarmupCosineLR(
-                optimizer, epochs, steps, **{k: entry[k] for k in keys if k in entry}
-            )
+            made = schedule(optimizer, epochs, steps, **{k: entry[k] for k in keys if k in entry})
             return epochs * steps, made.warmup
     return epochs * steps, 0
 

@@ -28,6 +28,7 @@ from spark_seg.engine.checkpoints import load_safetensors, save_safetensors
 from spark_seg.engine.folder import STATE_FILE, read_state, replaced_folder, rng_file
 from spark_seg.engine.stop import StopRequest
 from spark_seg.errors import UserError
+from spark_seg.models.tta import Tta
 
 
 @RUNNERS.register_module()
@@ -35,6 +36,7 @@ class SparkRunner(FlexibleRunner):
     """Runs training, evaluation and inference for spark_seg; see `spark_seg.engine.build`."""
 
     scratch: object = None  # a temporary folder that lives as long as the runner
+    tta: Tta | None = None  # what predictions are averaged over
     # variant, parameters, FLOPs; for the run's record
     model_summary: Mapping[str, str] = {}
     resume_from: Path | None = None
@@ -46,11 +48,20 @@ class SparkRunner(FlexibleRunner):
         Raises:
             TrainingInterrupted: After such a signal, with the checkpoint's path.
         """
+        status = "failed"
         with self.stop.listening():
             try:
-                return super().train()
+                model = super().train()
+                status = "finished"
+                return model
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
             finally:
                 self._end_workers()
+                for hook in self.hooks:
+                    if hasattr(hook, "end"):
+                        hook.end(status)
 
     def test(self) -> dict:
         """Predicts."""
@@ -143,6 +154,7 @@ class SparkRunner(FlexibleRunner):
             "zero_stage": strategy.zero_stage,
             "precision": strategy.precision,
             "skipped": strategy.guard.skipped,
+            "loss_scale": strategy.guard.scale.state() if strategy.guard.scale else None,
             "ema_steps": strategy.ema.steps if strategy.ema else 0,
             "schedules": strategy.schedule_state(),
             "window": {},

@@ -1,11 +1,11 @@
 """SegFormer's weights under four sets of names, and the way from each to mmseg's and back.
 
-| family        | where it is found                                  | encoder              | decoder's projections |
-|---------------|----------------------------------------------------|----------------------|-----------------------|
-| `mmseg`       | mmsegmentation, everything written by spark_seg    | `backbone.layers.0`  | `decode_head.convs.0` |
-| `nvlabs`      | the paper's repository (NVlabs/SegFormer)          | `backbone.block1`    | `decode_head.linear_c1` |
-| `huggingface` | files of the hub                                   | `segformer.encoder`  | `decode_head.linear_c.0` |
-| `transformers`| modules of transformers 5, in memory               | `segformer.stages.0` | `...linear_projections.0` |
+| family        | where it is found                       | encoder              | decoder's projections |
+|---------------|-----------------------------------------|----------------------|-----------------------|
+| `mmseg`       | mmsegmentation, all that spark_seg writes | `backbone.layers.0` | `decode_head.convs.0` |
+| `nvlabs`      | the paper's repository (NVlabs/SegFormer) | `backbone.block1`   | `decode_head.linear_c1` |
+| `huggingface` | files of the hub                        | `segformer.encoder`  | `decode_head.linear_c.0` |
+| `transformers`| modules of transformers 5, in memory    | `segformer.stages.0` | `...linear_projections.0` |
 
 What differs beside names: mmseg keeps query, key and value in one matrix (NVlabs key and value), has 1x1 convolutions
 where others have linear layers, and concatenates the projected maps from fine to coarse where all others go from

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from spark_seg.errors import UserError
 
 DICE_OVER = ("image", "batch")
+NOT_COMPUTED = (
+    "class weights from the data are computed by tools/train.py, and were not: give numbers"
+)
 
 
 def _full_precision(logits: Tensor) -> Tensor:
@@ -49,12 +52,15 @@ class CrossEntropyPart(nn.Module):
     def __init__(
         self,
         scale: float = 1.0,
-        class_weight: Sequence[float] | None = None,
+        class_weight: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.label_smoothing = label_smoothing
+        self.to_compute = class_weight if isinstance(class_weight, str) else None
+        if isinstance(class_weight, str):
+            class_weight = None
         # Not persistent: a checkpoint holds the network, not the recipe. fp64, so that no digit of
         # the config is lost.
         weights = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float64)
@@ -70,6 +76,8 @@ class CrossEntropyPart(nn.Module):
     ) -> Tensor:
         """Shapes as in `CrossEntropyDiceLoss.forward`; a scalar, 0 where everything is ignored."""
         classes = logits.shape[1]
+        if self.to_compute:
+            raise UserError(f"class_weight={self.to_compute!r}: {NOT_COMPUTED}")
         if self.class_weight is not None and len(self.class_weight) != classes:
             raise UserError(
                 f"class_weight has {len(self.class_weight)} values, but the model has {classes} "
@@ -181,7 +189,8 @@ class CrossEntropyDiceLoss(nn.ModuleList):
     Args:
         ce_weight: Weight of the cross entropy, >= 0.
         dice_weight: Weight of Dice, >= 0; not both 0.
-        class_weight: One weight >= 0 per class for the cross entropy, or None.
+        class_weight: One weight >= 0 per class for the cross entropy, or None. A word stands for weights that are
+            computed from the data before training begins (`class_weights` in a config).
         label_smoothing: For the cross entropy, 0 to 1 (1 excluded).
         dice_over: `image` (each frame counts alike, small craft as much as large ones) or `batch`.
         smooth: Dice's smoothing in pixels, >= 0.
@@ -198,7 +207,7 @@ class CrossEntropyDiceLoss(nn.ModuleList):
         self,
         ce_weight: float = 0.5,
         dice_weight: float = 0.5,
-        class_weight: Sequence[float] | None = None,
+        class_weight: Sequence[float] | str | None = None,
         label_smoothing: float = 0.0,
         dice_over: str = "image",
         smooth: float = 1.0,
@@ -222,11 +231,12 @@ class CrossEntropyDiceLoss(nn.ModuleList):
             )
         if not 0 < absent_area <= 1:
             raise UserError(f"CrossEntropyDiceLoss: absent_area={absent_area}, not over 0 to 1")
-        if class_weight is not None and (
-            any(not 0 <= w < float("inf") for w in class_weight) or not any(class_weight)
+        numbers = None if isinstance(class_weight, str) else class_weight
+        if numbers is not None and (
+            any(not 0 <= w < float("inf") for w in numbers) or not any(numbers)
         ):
             raise UserError(
-                f"CrossEntropyDiceLoss: class_weight={list(class_weight)} needs finite values "
+                f"CrossEntropyDiceLoss: class_weight={list(numbers)} needs finite values "
                 ">= 0, not all 0"
             )
         parts: list[nn.Module] = []

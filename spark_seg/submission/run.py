@@ -65,6 +65,8 @@ def infer(
     from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.submission.metric import SubmissionMetric
 
+    if segmentor is not None and cfg.get("tta") is not None:
+        raise UserError("tta is not for an exported model: leave it out, or give a checkpoint")
     if segmentor is not None and this_process().world_size > 1:
         raise UserError("an exported model predicts in one process: start without torchrun or srun")
     if segmentor is None:
@@ -118,7 +120,9 @@ def _model_options(
 
     from spark_seg.engine.strategy import resolve_precision
 
+    tta = {} if cfg.get("tta") is None else {"tta": cfg.tta}
     return {
+        **tta,
         "weights": weights_digest(weights),
         "model": cfg.model,
         "precision": resolve_precision(cfg.get("precision", "auto")),
@@ -158,7 +162,7 @@ def predict_through(segmentor: "Segmentor", dataloader: dict, metric: "Submissio
                 ],
             )
             progress.update(len(samples))
-    metric.compute_metrics([])
+    metric.evaluate(len(loader.dataset))  # type: ignore[arg-type]
 
 
 def weights_digest(weights: "Mapping[str, torch.Tensor]") -> str:

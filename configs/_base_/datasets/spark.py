@@ -9,6 +9,8 @@ batch_size = 8  # per GPU
 val_batch_size = 1
 num_workers = 4
 subset = None  # a fraction, or a list of ids, or a file that lists them
+sampling = None  # 'satellite' | 'small' | 'panel', a list of them, or dict(by="small", share=0.03, factor=3)
+multi_scale = None  # [384, 448, 512]: each step at one of these sizes; image_size is the largest
 leave_out = None  # a satellite, or several, to keep out of training
 
 _meta = ("img_path", "seg_map_path", "sample_id", "satellite", "ori_shape", "img_shape")

@@ -8,6 +8,14 @@ warmup_epochs = 5  # below 1: a fraction of all epochs
 warmup_lr = 1e-7
 min_lr = 1e-6
 
+optimizer = None  # 'AdamW' | 'Adam' | 'SGD', or dict(type="SGD", momentum=0.95); None: as below
+schedule = (
+    None  # 'cosine' | 'poly' | 'step' | 'constant', or dict(type="poly", power=0.9); None: as below
+)
+layer_decay = None  # 0.8: the rate falls by this factor from block to block below the head
+head_lr = None  # 10: factor of the decode head's rate
+patience = None  # 10: stop after so many validations without a better `save_best`
+
 optim_wrapper = dict(
     type="DeepSpeedOptimWrapper",
     constructor="GroupedOptimWrapperConstructor",

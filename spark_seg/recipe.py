@@ -1,0 +1,259 @@
+"""A training's choices, each one value at the config's top level, worked into the parts that they concern.
+
+    loss="ce_dice+0.5*boundary"   class_weights="median_frequency"   head="paper"
+    schedule="poly"   optimizer="SGD"   layer_decay=0.8   head_lr=10   drop_path=0.2
+    patience=10   multi_scale=[384, 448, 512]   sampling="satellite"   tta=4
+
+None, which all of them are by default, leaves the part as the config has it. Where a choice has options of its own it
+may be a dict with them: `schedule=dict(type="poly", power=0.9)`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from spark_seg.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+COMPUTED = "computed"
+"""What stands in a loss for class weights that are computed from the data."""
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "ce": dict(type="CrossEntropyDiceLoss", ce_weight=1.0, dice_weight=0.0),
+    "dice": dict(type="CrossEntropyDiceLoss", ce_weight=0.0, dice_weight=1.0),
+    "ce_dice": dict(type="CrossEntropyDiceLoss", ce_weight=0.5, dice_weight=0.5),
+    "focal": dict(type="SoftmaxFocalLoss"),
+    "ohem": dict(type="OhemLoss"),
+    "lovasz": dict(type="LovaszSoftmaxLoss"),
+    "tversky": dict(type="TverskyRegionLoss"),
+    "boundary": dict(type="DistanceBoundaryLoss"),
+}
+SCHEDULES = {
+    "cosine": "WarmupCosineLR",
+    "poly": "WarmupPolyLR",
+    "step": "WarmupStepLR",
+    "constant": "WarmupConstantLR",
+}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "AdamW": dict(betas="$betas", eps=1e-8),
+    "Adam": dict(betas="$betas", eps=1e-8),
+    "SGD": dict(momentum=0.9),
+}
+HEADS = {"mmseg": "SegformerHead", "paper": "PaperSegformerHead"}
+_PAPER_CHANNELS = {"b0": 256, "b1": 256}  # others 768
+
+
+def expand(cfg: "Config") -> None:
+    """Works a loaded config's choices into its parts, in place.
+
+    Raises:
+        UserError: An unknown choice (with the nearest name) or option, or a value out of range.
+    """
+    for name, work_in in _CHOICES.items():
+        if cfg.get(name) is not None:
+            work_in(cfg, cfg[name])
+
+
+def _chosen(what: str, value: Any, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A choice's name and options from `name` or `dict(type=name, ...)`."""
+    options = dict(value) if isinstance(value, Mapping) else {"type": value}
+    name = options.pop("type", None)
+    if not isinstance(name, str) or name not in known:
+        raise UserError(
+            f"{what}: no {name!r}; there are {', '.join(known)}{nearest(str(name), known)}"
+        )
+    return name, options
+
+
+def _loss(cfg: "Config", value: Any) -> None:
+    configs = value if isinstance(value, list | tuple) else [value]
+    losses = []
+    for config in configs:
+        if not isinstance(config, str | Mapping):
+            raise UserError(
+                f"loss={value!r}: give a name, a sum of names, a dict, or a list of these"
+            )
+        losses += _losses_of(config) if isinstance(config, str) else [dict(config)]
+    if not losses:
+        raise UserError("loss: name one")
+    cfg.model.decode_head.loss_decode = (
+        losses[0] if len(losses) == 1 else dict(type="LossSum", losses=losses)
+    )
+
+
+def _losses_of(text: str) -> list[dict[str, Any]]:
+    """The losses of a sum such as `ce+0.5*lovasz`."""
+    losses = []
+    for term in text.split("+"):
+        match = re.fullmatch(r"\s*(?:([\d.eE-]+)\s*\*)?\s*(\w+)\s*", term)
+        name = match[2] if match else term.strip()
+        if name not in LOSSES:
+            raise UserError(
+                f"loss: no {name!r}; there are {', '.join(LOSSES)}, sums such as 'ce+0.5*lovasz', and dicts"
+                f"{nearest(name, LOSSES)}"
+            )
+        config = dict(LOSSES[name])
+        if match and match[1]:
+            factor = _number_in(match[1], text)
+            for key in ("ce_weight", "dice_weight"):
+                if key in config:
+                    config[key] *= factor
+            if "ce_weight" not in config:
+                config["loss_weight"] = factor
+        losses.append(config)
+    return losses
+
+
+def _number_in(text: str, whole: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"loss={whole!r}: {text!r} is no number") from None
+
+
+def _class_weights(cfg: "Config", value: Any) -> None:
+    from spark_seg.models.losses_weights import check_weights
+
+    check_weights(value, int(cfg.num_classes))
+    given = COMPUTED if isinstance(value, str | Mapping) else [float(w) for w in value]
+    takers = _weighted_losses(cfg)
+    if not takers:
+        raise UserError(
+            "class_weights: the loss takes none: choose loss='ce', or another that has a cross entropy"
+        )
+    for loss in takers:
+        loss["class_weight"] = given
+
+
+def _weighted_losses(cfg: "Config") -> list[Any]:
+    """The configs of those losses that class weights go to."""
+    loss = cfg.model.decode_head.loss_decode
+    parts = list(loss) if isinstance(loss, list | tuple) else [loss]
+    parts = [p for part in parts for p in (part.losses if part["type"] == "LossSum" else [part])]
+    takes = {config["type"] for config in LOSSES.values()} - {"DistanceBoundaryLoss"}
+    return [p for p in parts if p["type"] in takes and p.get("ce_weight", 1) != 0]
+
+
+def _head(cfg: "Config", value: Any) -> None:
+    name, options = _chosen("head", value, HEADS)
+    head = cfg.model.decode_head
+    if name == "paper":
+        head.channels = _PAPER_CHANNELS.get(cfg.get("variant"), 768)
+    head.type = HEADS[name]
+    head.update(options)
+
+
+def _schedule(cfg: "Config", value: Any) -> None:
+    name, options = _chosen("schedule", value, SCHEDULES)
+    warmups = [s for s in cfg.param_scheduler if s["type"] in SCHEDULES.values()]
+    if len(warmups) != 1:
+        raise UserError("schedule: param_scheduler is one of your own: leave `schedule` out")
+    warmups[0].type = SCHEDULES[name]
+    warmups[0].update(options)
+
+
+def _optimizer(cfg: "Config", value: Any) -> None:
+    name, options = _chosen("optimizer", value, OPTIMIZERS)
+    own = {k: cfg.betas if v == "$betas" else v for k, v in OPTIMIZERS[name].items()}
+    cfg.optim_wrapper.optimizer = dict(
+        type=name, lr=cfg.lr, weight_decay=cfg.weight_decay, **(own | options)
+    )
+
+
+def _paramwise(key: str) -> Callable[["Config", Any], None]:
+    def work_in(cfg: "Config", value: Any) -> None:
+        cfg.optim_wrapper.setdefault("paramwise_cfg", {})[key] = value
+
+    return work_in
+
+
+def _drop_path(cfg: "Config", value: Any) -> None:
+    cfg.model.backbone.drop_path_rate = value
+
+
+def _patience(cfg: "Config", value: Any) -> None:
+    options = dict(value) if isinstance(value, Mapping) else {"patience": value}
+    metric = cfg.get("save_best", "spark/score")
+    cfg.custom_hooks.append(dict(type="PatienceHook", metric=metric) | options)
+
+
+def _multi_scale(cfg: "Config", value: Any) -> None:
+    options = dict(value) if isinstance(value, Mapping) else {"sizes": list(value)}
+    from spark_seg.engine.hooks.multi_scale import MultiScaleHook
+
+    MultiScaleHook(options.get("sizes") or [], options.get("per", "step"))  # judges them
+    largest = max(options["sizes"])
+    if largest > cfg.image_size:
+        raise UserError(
+            f"multi_scale: {largest} is above image_size={cfg.image_size}, at which frames are made: set image_size to "
+            "the largest size"
+        )
+    cfg.custom_hooks.append(dict(type="MultiScaleHook") | options)
+
+
+def _sampling(cfg: "Config", value: Any) -> None:
+    from spark_seg.datasets.sampling import check_by
+
+    options = dict(value) if isinstance(value, Mapping) else {"by": value}
+    check_by(options.get("by", "satellite"))
+    cfg.train_dataloader.sampler = dict(type="WeightedSampler", shuffle=True) | options
+
+
+def _tta(cfg: "Config", value: Any) -> None:
+    from spark_seg.models.tta import make_tta
+
+    make_tta(value)  # looked at here, used where predictions are made
+
+
+_CHOICES: dict[str, Callable[["Config", Any], None]] = {
+    "head": _head,
+    "loss": _loss,
+    "class_weights": _class_weights,  # after the loss that takes them
+    "schedule": _schedule,
+    "optimizer": _optimizer,
+    "layer_decay": _paramwise("layer_decay"),
+    "head_lr": _paramwise("head_lr"),
+    "drop_path": _drop_path,
+    "patience": _patience,
+    "multi_scale": _multi_scale,
+    "sampling": _sampling,
+    "tta": _tta,
+}
+
+
+def from_data(cfg: "Config") -> None:
+    """Works in what depends on the training data: counts of its classes, and the class weights made of them.
+
+    The first process counts (see `mask_counts`), all get the counts. To be called before a training's model and loaders
+    are built, by every process.
+
+    Raises:
+        UserError: A mask that cannot be read.
+    """
+    computed = [
+        loss for loss in _weighted_losses(cfg) if loss.get("class_weight") == COMPUTED
+    ]  # fmt: skip
+    sampler = cfg.train_dataloader.sampler
+    by = sampler.get("by", ()) if sampler.get("type") == "WeightedSampler" else ()
+    if not computed and not {"small", "panel"} & set([by] if isinstance(by, str) else by):
+        return
+    from mmengine.logging import print_log
+    from mmseg.registry import DATASETS
+
+    from spark_seg.datasets.mask_counts import counts_of, remember
+    from spark_seg.engine.launch import first_process, from_first
+    from spark_seg.models.losses_weights import class_weights
+
+    dataset = DATASETS.build({**cfg.train_dataloader.dataset, "lazy_init": True})
+    counts = from_first(first_process(counts_of, dataset))
+    remember(dataset.list_frames(), counts)
+    if computed:
+        weights = class_weights(counts, cfg.class_weights)
+        print_log(
+            f"class weights: {', '.join(f'{w:.4g}' for w in weights)} ({cfg.class_weights})",
+            logger="current",
+        )
+        for loss in computed:
+            loss["class_weight"] = weights
