@@ -10,7 +10,8 @@ from spark_seg.engine.launch import this_process
 T = TypeVar("T")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as `h:mm:ss` or `m:ss`."""
     minutes, secs = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
@@ -55,6 +56,11 @@ class Progress:
         elif self._shows and time.monotonic() - self._last >= self.every:
             self._line()
 
+    def note(self, text: str) -> None:
+        """Shows a few words beside the bar; nothing where there is none."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
     def close(self) -> None:
         """Ends the display; without a terminal it prints the closing line."""
         if self._bar is not None:
@@ -67,8 +73,8 @@ class Progress:
         now = self._last = time.monotonic()
         spent = max(now - self._start, 1e-9)
         rate = (self.count - self._first) / spent
-        left = _clock((self.total - self.count) / rate) if rate > 0 else "?"
-        state = f"in {_clock(spent)}" if self.count >= self.total else f"{left} left"
+        left = clock((self.total - self.count) / rate) if rate > 0 else "?"
+        state = f"in {clock(spent)}" if self.count >= self.total else f"{left} left"
         print(
             f"{self.name}: {self.count}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {state}",
             file=sys.stderr,

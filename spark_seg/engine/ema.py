@@ -30,7 +30,7 @@ class ModelEma:
         if not 0 < decay < 1:
             raise UserError(f"ema_decay must lie between 0 and 1, not {decay}")
         self.module, self.decay, self.zero_stage = module, decay, zero_stage
-        self.steps = 0
+        self._steps: int | torch.Tensor = 0
         self.shadow = [t.detach().float().clone() for t in self._held()]
 
     def _held(self) -> list[torch.Tensor]:
@@ -39,13 +39,34 @@ class ModelEma:
             return [getattr(p, "ds_tensor") for p in self.module.parameters()]  # noqa: B009
         return [p.data for p in self.module.parameters()]
 
+    @property
+    def steps(self) -> int:
+        """How many steps were taken in; waits for the device where that is where they are counted."""
+        return int(self._steps)
+
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes in the weights after a step."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+    def update(self, applied: bool | torch.Tensor = True) -> None:
+        """Takes in the weights after a step.
+
+        Args:
+            applied: Whether the step was made; where the host does not know yet, a bool tensor on the device. A step
+                that was left out changes nothing.
+        """
         held = [t.detach().float() for t in self._held()]
-        torch._foreach_lerp_(self.shadow, held, 1 - decay)
+        if isinstance(applied, torch.Tensor):
+            self._update_on_device(applied, held)
+        elif applied:
+            self._steps += 1
+            decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(self.shadow, held, 1 - decay)
+
+    def _update_on_device(self, applied: torch.Tensor, held: list[torch.Tensor]) -> None:
+        if not isinstance(self._steps, torch.Tensor):
+            self._steps = torch.full((), self._steps, dtype=torch.float64, device=applied.device)
+        self._steps += applied
+        decay = ((1 + self._steps) / (10 + self._steps)).clamp(max=self.decay)
+        weight = ((1 - decay) * applied).float()
+        torch._foreach_lerp_(self.shadow, held, [weight] * len(held))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -71,7 +92,7 @@ class ModelEma:
             state: By parameter name, whole.
             steps: How many updates they had.
         """
-        self.steps = steps
+        self._steps = steps
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         for shadow, (name, _) in zip(self.shadow, self.module.named_parameters(), strict=True):
             whole = state[name]

@@ -17,14 +17,15 @@ from mmengine.registry import STRATEGIES
 from torch import nn
 
 from spark_seg import compat
-from spark_seg.engine.checkpoints import load_safetensors, save_safetensors
+from spark_seg.engine.checkpoints import load_safetensors, save_safetensors, with_norms
 from spark_seg.engine.ema import ModelEma
 from spark_seg.engine.folder import EMA_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
 from spark_seg.engine.launch import start_process_group, this_process
 from spark_seg.engine.provenance import plain
-from spark_seg.engine.stepping import StepGuard, mean_logs
+from spark_seg.engine.stepping import LossScale, StepGuard, mean_logs, pinned
 from spark_seg.engine.training_state import gather_optimizer_state, scatter_optimizer_state
 from spark_seg.errors import UserError
+from spark_seg.models.convert import norms_of
 
 
 def resolve_precision(precision: str) -> str:
@@ -34,13 +35,16 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 class _Common:
     """What both strategies share.
 
     Args:
         init_model: Called with the model after its own initialisation and before the strategy wraps it: loads
             weights, freezes. The engine does not care which.
-        precision: `fp32`, or `bf16` for autocast with fp32 weights.
+        precision: `fp32`, or `bf16` or `fp16` for autocast with fp32 weights; `fp16` with dynamic loss scaling.
         ema_decay: Decay of the averaged weights; None for none.
         max_skipped: After so many steps in a row whose loss or gradient is not finite, training stops.
     """
@@ -49,6 +53,7 @@ class _Common:
     ema: ModelEma | None = None
     guard: StepGuard
     _init_model: Callable[[nn.Module], object] | None
+    _loss_scale = 1.0
     zero_stage = 0
 
     def _set_common(
@@ -61,11 +66,15 @@ class _Common:
         self._init_model, self.precision = init_model, precision
         self._ema_decay = ema_decay
         self.guard = StepGuard(max_skipped)
+        if precision == "fp16":
+            self.guard.scale = LossScale()
 
     def _init_model_weights(self, model: nn.Module) -> nn.Module:
         model = super()._init_model_weights(model)  # type: ignore[misc]
         if self._init_model is not None:
             self._init_model(model)
+        # the loader pins its images: their copies to the GPU need not be waited for
+        model.data_preprocessor._non_blocking = True  # type: ignore[union-attr]
         return model
 
     def _after_prepare(self) -> None:
@@ -86,27 +95,36 @@ class _Common:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.autocast(device, dtype=torch.bfloat16)
+        return torch.autocast(device, dtype=AUTOCAST[self.precision])
 
     def train_step(self, micro_batches: Sequence[Any]) -> dict[str, torch.Tensor]:
         """One optimizer step over one or several micro batches; returns the mean of their log values."""
+        scale = 1.0 if self.guard.scale is None else self.guard.scale.value
+        self._scale_losses(scale)
         logs = mean_logs([self._micro_step(b, len(micro_batches)) for b in micro_batches])
-        logs["grad_norm"] = self.guard.after_step(self._finish_step())
-        if self.ema is not None and not self.guard.last_was_skipped:
-            self.ema.update()
+        logs["grad_norm"] = self.guard.after_step(*self._finish_step())
+        if self.ema is not None:
+            self.ema.update(self.guard.applied)
         return logs
+
+    def _scale_losses(self, scale: float) -> None:
+        """Before a step: what its losses are multiplied by, and its gradients divided by again."""
+        self._loss_scale, self.guard.unscale = scale, 1 / scale
 
     def _micro_step(self, data: Any, count: int) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
-    def _finish_step(self) -> Any:
-        """Steps the optimizer, where the micro steps have not; returns the gradient norm, where it is known here."""
+    def _finish_step(self) -> tuple[Any, bool]:
+        """Steps the optimizer, where the micro steps have not; returns gradient norm and whether the step was made.
+
+        Without a norm (None) it is the guard that knows both.
+        """
         raise NotImplementedError
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """All weights and buffers on the CPU, floating point ones in fp32. Every process must call it."""
         with gathered(self.module, self.zero_stage):
-            return _to_cpu(self.module.state_dict())
+            return with_norms(_to_cpu(self.module.state_dict()), norms_of(self.module))
 
     def evaluated_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights that validation scores: the averaged ones where there are any."""
@@ -162,6 +180,8 @@ class _Common:
             self.load_scheduler_state_dict(list(state["schedules"]))  # type: ignore[attr-defined]
             self._apply_schedule()
         self.guard.skipped = state.get("skipped", 0)
+        if self.guard.scale is not None and state.get("loss_scale"):
+            self.guard.scale.load(state["loss_scale"])
 
     def _apply_schedule(self) -> None:
         # A schedule's state holds the values, but the optimizer's groups are what steps use.
@@ -207,16 +227,18 @@ class SparkSingleDeviceStrategy(_Common, SingleDeviceStrategy):
 
     def _micro_step(self, data: Any, count: int) -> dict[str, torch.Tensor]:
         model: Any = self.model
-        data = model.data_preprocessor(data, True)
+        data = model.data_preprocessor(pinned(data, model.data_preprocessor.device), True)
         with self.autocast():
             losses = model(**data, mode="loss")
         loss, logs = model.parse_losses(losses)
-        (loss / count).backward()
+        loss = loss / count
+        (loss if self._loss_scale == 1.0 else loss * self._loss_scale).backward()
         return logs
 
-    def _finish_step(self) -> None:
+    def _finish_step(self) -> tuple[Any, bool]:
         self.optim_wrapper.step()
         self.optim_wrapper.zero_grad()
+        return None, True
 
 
 @STRATEGIES.register_module()
@@ -239,12 +261,13 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
         self.config: dict[str, Any] = plain(self.config)
         if self.zero_stage == 0:
             self.guard.clip_grad = self.config.pop("gradient_clipping", None)
-        elif self.config.get("gradient_clipping") is None:
-            self.config.pop("gradient_clipping", None)
-        if precision == "bf16":
+        if self.config.get("gradient_clipping") is None:
+            self.config["gradient_clipping"] = 0.0  # DeepSpeed 0.19 would clip at 1
+        if precision in AUTOCAST:
             # Weights and buffers stay fp32; DeepSpeed's own `bf16` section would cast the weights only, and
             # BatchNorm then meets mixed types (https://github.com/deepspeedai/DeepSpeed/pull/8066).
-            self.config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+            dtype = str(AUTOCAST[precision]).removeprefix("torch.")
+            self.config["torch_autocast"] = {"enabled": True, "dtype": dtype}
         if self.zero_stage == 3:
             # DeepSpeed would replace torch's linear by one that rounds otherwise, for the rest of the process.
             self.config["zero_optimization"].setdefault("memory_efficient_linear", False)
@@ -290,15 +313,30 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
             )
         engine = self.model.model
         module: Any = self.module
-        data = module.data_preprocessor(data, True)
+        data = module.data_preprocessor(pinned(data, module.data_preprocessor.device), True)
         losses = engine(**data, mode="loss")
         loss, logs = module.parse_losses(losses)
+        if self.zero_stage == 0 and self._loss_scale != 1.0:
+            loss = loss * self._loss_scale  # the other stages' optimizers do it
         engine.backward(loss)
         self.optim_wrapper.step()  # not the engine's: the schedules count this one's calls
         return logs
 
-    def _finish_step(self) -> Any:
-        return None if self.zero_stage == 0 else self.model.model.get_global_grad_norm()
+    def _scale_losses(self, scale: float) -> None:
+        super()._scale_losses(scale)
+        if self.guard.scale is None:
+            return
+        engine = self.model.model
+        engine.torch_autocast_z0_gradscaler = None  # `LossScale` says why not DeepSpeed's own
+        if self.zero_stage > 0:
+            engine.optimizer.torch_autocast_gradscaler = None
+            engine.optimizer.override_loss_scale(scale)
+
+    def _finish_step(self) -> tuple[Any, bool]:
+        engine = self.model.model
+        if self.zero_stage == 0:
+            return None, True
+        return engine.get_global_grad_norm(), not engine.optimizer.overflow
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from spark_seg.atomic import make_folder
 from spark_seg.engine.build import training_runner
+from spark_seg.engine.failures import forget_first, recorded
 from spark_seg.engine.folder import newest_whole, require_whole
 from spark_seg.engine.launch import first_process, from_first, start_process_group, this_process
 from spark_seg.errors import UserError
@@ -34,6 +35,11 @@ def train(
     Raises:
         UserError: The checkpoint to go on from is torn, or does not fit.
     """
+    with recorded(cfg.work_dir):
+        return _train(cfg, strategy, resume)
+
+
+def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRunner":
     if strategy == "deepspeed":
         start_process_group()
     elif this_process().world_size > 1:
@@ -41,6 +47,7 @@ def train(
             f"--strategy single runs in one process and {this_process().world_size} were started: leave it out for "
             "DeepSpeed, or start without torchrun and srun"
         )
+    first_process(forget_first, cfg.work_dir)
     # One process decides for all: a network file system may show each of them something else.
     source = from_first(first_process(find_resume, cfg.work_dir, resume))
     first_process(_look_at_data, cfg)

@@ -38,6 +38,7 @@ model = dict(
         attn_drop_rate=0.0,
         drop_path_rate=0.1,
         norm_cfg=dict(type="LN", eps=1e-6),
+        with_cp="$activation_checkpointing",
     ),
     decode_head=dict(
         type="SegformerHead",

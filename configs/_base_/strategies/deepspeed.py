@@ -3,6 +3,12 @@ zero_stage = 1
 clip_grad = 1.0  # largest gradient norm
 accumulate = 1  # micro batches in an optimizer step; epochs and schedules count optimizer steps
 ema_decay = None  # 0.999: validate, choose and export an average of the weights
+offload = (
+    None  # 'optimizer' (stages 1 to 3) | 'optimizer+parameters' (stage 3): kept in the CPU's memory
+)
+activation_checkpointing = (
+    False  # True: blocks are computed again in the backward pass instead of kept
+)
 max_skipped = 10  # training stops after so many steps in a row whose gradient is not finite
 
 strategy = dict(

@@ -1,28 +1,32 @@
 """One line every few steps of training, and nothing twice."""
 
+import time
 from typing import Any
 
 from mmengine.hooks import LoggerHook
 from mmengine.registry import HOOKS
 
+from spark_seg.progress import clock
+
 
 @HOOKS.register_module()
 class TrainLoggerHook(LoggerHook):
-    """mmengine's LoggerHook for training alone.
+    """Prints what `RunRecordHook` writes into `metrics.jsonl`, one line for a log step.
 
-    Upstream also prints the experiment's name again and again, and each validation's metrics as one line of a
+    mmengine's own prints the experiment's name again and again, and each validation's metrics as one line of a
     kilobyte; the metric logs them as a table, and progress has a hook of its own.
     """
 
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    def log_values(
+        self, runner: Any, mode: str, step: int, epoch: int, values: dict[str, float]
     ) -> None:
-        if self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(
-            runner.train_dataloader, batch_idx
-        ):
-            tag, line = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
-            runner.logger.info(line)
-            runner.visualizer.add_scalars(tag, step=runner.iter + 1, file_path=self.json_log_path)
+        """Called by `RunRecordHook` on the first process."""
+        if mode == "train":
+            length = len(runner.train_dataloader)
+            runner.logger.info(train_line(step, epoch, length, runner.max_epochs, values))
+
+    def after_train_iter(self, *_: Any, **__: Any) -> None:
+        """Nothing: `log_values` prints."""
 
     def after_val_iter(self, *_: Any, **__: Any) -> None:
         """Nothing: ProgressHook shows it."""
@@ -30,8 +34,37 @@ class TrainLoggerHook(LoggerHook):
     def after_test_iter(self, *_: Any, **__: Any) -> None:
         """Nothing: ProgressHook shows it."""
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        if metrics:
-            runner.visualizer.add_scalars(
-                dict(metrics), step=runner.epoch, file_path=self.json_log_path
-            )
+    def after_val_epoch(self, *_: Any, **__: Any) -> None:
+        """Nothing: the metric's table is there."""
+
+
+def train_line(
+    step: int, epoch: int, epoch_length: int, epochs: int, values: dict[str, float]
+) -> str:
+    """A log step for people: where, losses, norm, rate, speed, waiting, memory, end.
+
+    Args:
+        step: Steps finished.
+        epoch: The epoch they are in, from 1.
+        epoch_length: Steps in an epoch.
+        epochs: Epochs in all.
+        values: As in `metrics.jsonl`.
+    """
+    parts = [f"epoch {epoch}/{epochs}, step {(step - 1) % epoch_length + 1}/{epoch_length}"]
+    losses = [key for key in values if key.startswith("loss")]
+    parts += [f"{key} {values[key]:.4f}" for key in sorted(losses, key=len)]
+    if "acc_seg" in values:
+        parts.append(f"acc {values['acc_seg']:.1f} %")
+    if "grad_norm" in values:
+        parts.append(f"norm {values['grad_norm']:.3g}")
+    parts.append(f"lr {values['lr']:.3g}")
+    if values.get("skipped"):
+        parts.append(f"{values['skipped']:.0f} skipped")
+    if "images_per_second" in values:
+        parts.append(f"{values['images_per_second']:.1f} img/s")
+    parts.append(f"{100 * values['data_share']:.0f} % waiting for data")
+    parts.append(f"{values['peak_memory_gib']:.2f} GiB")
+    left = values["eta_seconds"]
+    end = time.strftime("%d %b %H:%M", time.localtime(time.time() + left))
+    parts.append(f"ends {end} ({clock(left)} left)")
+    return ", ".join(parts)

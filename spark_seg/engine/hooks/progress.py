@@ -43,6 +43,17 @@ class ProgressHook(Hook):
         if "train" in self._bars:
             self._bars["train"].update()
 
+    def log_values(
+        self, runner: Any, mode: str, step: int, epoch: int, values: dict[str, float]
+    ) -> None:
+        """Called by `RunRecordHook` on the first process."""
+        if mode == "train" and "train" in self._bars:
+            rate = values.get("images_per_second", 0.0)
+            waiting = 100 * values.get("data_share", 0.0)
+            self._bars["train"].note(
+                f"loss {values.get('loss', 0.0):.4f}, {rate:.1f} img/s, {waiting:.0f} % data"
+            )
+
     def after_train(self, runner: Any) -> None:
         self._end("train")
 

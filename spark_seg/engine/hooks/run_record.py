@@ -1,6 +1,8 @@
-"""A run's record: parameters, metrics per step, curves."""
+"""A run's record: parameters, metrics per step, curves; and whoever else wants to see what is logged."""
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from mmengine.registry import HOOKS
 from spark_seg.atomic import write_bytes
 from spark_seg.engine import provenance
 from spark_seg.engine.curves import draw_curves
+from spark_seg.engine.hooks.scalars import bring_scalars
 
 
 @HOOKS.register_module()
@@ -20,8 +23,14 @@ class RunRecordHook(Hook):
     """Writes `training_params.yaml` and `.json`, `metrics.jsonl` and `curves.png` into the work folder.
 
     `metrics.jsonl` holds one JSON object a line: `mode` (`train` or `val`), `step` and `epoch` finished, and the
-    values: for training the means since the last line of the losses, seconds a step, the share of them spent
-    waiting for data, images per second over all processes, and the learning rate.
+    values. For training, means since the last line and over all processes: the losses' parts and their sum, the
+    gradient norm before clipping (of the steps that were made), and `time`, seconds a step; then `lr`, steps `skipped`
+    in all, `images_per_second` over all processes, `data_share`, the share of the time that the process that waited
+    longest spent waiting for data, `peak_memory_gib`, the most that any process took since the beginning (GPU memory;
+    without a GPU what it holds of the host's), and `eta_seconds`, the time left, validations included.
+
+    The first process writes, and hands each line to all hooks that have a method
+    `log_values(runner, mode, step, epoch, values)`: the terminal's and the trackers'.
 
     Args:
         log_every: Steps between two lines.
@@ -38,6 +47,7 @@ class RunRecordHook(Hook):
 
     def state(self, runner: Any) -> dict[str, Any]:
         """The values since the last line, so that a line that a pause cuts in two is the same as without it."""
+        bring_scalars(runner)
         window = {
             name: [float(v) for v in buffer.data[0][-self._since :]]
             for name, buffer in runner.message_hub.log_scalars.items()
@@ -57,6 +67,7 @@ class RunRecordHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         self._main = runner.rank == 0
+        self._begun, self._first = time.monotonic(), runner.iter
         if not self._main:
             return
         folder = Path(runner.work_dir)
@@ -85,31 +96,43 @@ class RunRecordHook(Hook):
         finished = runner.iter + 1
         if finished % self.log_every and finished != runner.max_iters:
             return
+        bring_scalars(runner)
+        values = self._values(runner, finished)
         if self._main:
-            self._write("train", finished, runner.epoch + 1, self._values(runner))
+            self._tell(runner, "train", finished, runner.epoch + 1, values)
         self._since = 0
 
-    def _values(self, runner: Any) -> dict[str, float]:
+    def _values(self, runner: Any, finished: int) -> dict[str, float]:
+        """Every process must call it: the slowest loader and the fullest memory are asked for."""
         scalars = runner.message_hub.log_scalars
+        apart = ("train/lr", "train/base_lr", "train/grad_norm")
         values = {
             name.removeprefix("train/").removeprefix("decode."): float(buffer.mean(self._since))
             for name, buffer in scalars.items()
-            if name.startswith("train/") and name not in ("train/lr", "train/base_lr")
+            if name.startswith("train/") and name not in apart
         }
+        if "train/grad_norm" in scalars:
+            norms = [float(v) for v in scalars["train/grad_norm"].data[0][-self._since :]]
+            made = [v for v in norms if v >= 0 and v != float("inf")]
+            if made:
+                values["grad_norm"] = sum(made) / len(made)
         values["lr"] = float(scalars["train/lr"].current())
         values["skipped"] = runner.strategy.guard.skipped
+        share = 0.0
         if values.get("time"):
             values["images_per_second"] = runner.train_loop.global_batch / values["time"]
-            values["data_share"] = values.get("data_time", 0.0) / values["time"]
-        if torch.cuda.is_available():
-            values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            share = values.get("data_time", 0.0) / values["time"]
+        values["data_share"], values["peak_memory_gib"] = _most(runner, share, peak_memory_gib())
+        done = finished - self._first
+        spent = time.monotonic() - self._begun
+        values["eta_seconds"] = round(spent / done * (runner.max_iters - finished), 1)
         return values
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         if not getattr(self, "_main", False):  # a validation alone has no record
             return
         values = {k: float(v) for k, v in (metrics or {}).items()}
-        self._write("val", runner.iter, runner.epoch, values)
+        self._tell(runner, "val", runner.iter, runner.epoch, values)
         if time.monotonic() - self._drawn > self.curves_every:
             self._draw()
 
@@ -121,10 +144,36 @@ class RunRecordHook(Hook):
         draw_curves(self._file, self._file.with_name("curves.png"))
         self._drawn = time.monotonic()
 
+    def _tell(
+        self, runner: Any, mode: str, step: int, epoch: int, values: dict[str, float]
+    ) -> None:
+        self._write(mode, step, epoch, values)
+        for hook in runner.hooks:
+            if hasattr(hook, "log_values"):
+                hook.log_values(runner, mode, step, epoch, values)
+
     def _write(self, mode: str, step: int, epoch: int, values: dict[str, float]) -> None:
         line = json.dumps({"mode": mode, "step": step, "epoch": epoch, **values})
         with self._file.open("a") as f:
             f.write(line + "\n")
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process took: on its GPU as torch allocated it, without a GPU of the host's (resident)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _most(runner: Any, *values: float) -> list[float]:
+    """Each value's maximum over the processes."""
+    if runner.world_size == 1:
+        return list(values)
+    device = next(iter(runner.strategy.module.buffers())).device
+    table = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(table, op=torch.distributed.ReduceOp.MAX)
+    return table.tolist()
 
 
 def add_params(folder: Path, record: dict[str, Any]) -> None:
