@@ -127,12 +127,13 @@ def to_submission(labels: np.ndarray, dtype: Any = bool) -> np.ndarray:
     Raises:
         ValueError: An index is none of 0, 1, 2, or the dtype is neither.
     """
-    _refuse_unknown(labels, ignored=False)
+    labels = np.ascontiguousarray(labels, np.uint8)
+    if labels.size and int(labels.max()) >= len(CLASSES):
+        _refuse_unknown(labels, ignored=False)
     kind = np.dtype(dtype)
     if kind not in (np.bool_, np.uint8):
         raise ValueError(f"a submission array is bool or uint8, not {kind}")
-    labels = np.ascontiguousarray(labels, np.uint8)
-    body, panel = ((labels == k).view(np.uint8) for k in (1, 2))
+    body, panel = labels & np.uint8(1), labels >> np.uint8(1)  # 1 and 2
     array = cv2.merge([body, np.zeros_like(labels), panel])
     return array.view(bool) if kind == np.bool_ else array * np.uint8(255)
 
@@ -158,15 +159,13 @@ def from_submission(array: np.ndarray, name: str) -> np.ndarray:
             raise UserError(f"{name}: uint8 values must be 0 or 255, this array holds others")
     elif array.dtype != np.bool_:
         raise UserError(f"{name}: the dtype must be bool or uint8, not {array.dtype}")
-    body, green, panel = (array[..., k] != 0 for k in range(3))
-    if green.any():
-        raise UserError(
-            f"{name}: channel 1 (green) must be empty, {int(green.sum())} pixels are set"
-        )
-    both = int((body & panel).sum())
-    if both:
+    planes = cv2.split(np.ascontiguousarray(array).view(np.uint8))
+    body, green, panel = (np.asarray(plane) for plane in planes)
+    if set_pixels := cv2.countNonZero(green):
+        raise UserError(f"{name}: channel 1 (green) must be empty, {set_pixels} pixels are set")
+    if both := cv2.countNonZero(body & panel):
         raise UserError(f"{name}: {both} pixels are body and panel at once")
-    return body.astype(np.uint8) + 2 * panel.astype(np.uint8)
+    return (body & np.uint8(1)) + (panel & np.uint8(1)) * np.uint8(2)  # of 1 and of 255
 
 
 def histogram(values: np.ndarray) -> np.ndarray:

@@ -1,10 +1,15 @@
 """From logits to labels at full size."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+from spark_seg.models.upsample import exact_labels
+
+_CHUNK = 1 << 26  # logits enlarged at once, 256 MB
 
 
 class Segmentor(Protocol):
@@ -30,7 +35,11 @@ class Segmentor(Protocol):
 def labels_from_logits(
     logits: torch.Tensor, sizes: Sequence[tuple[int, int]]
 ) -> list[torch.Tensor]:
-    """Resizes logits once, bilinearly, and takes the largest.
+    """The largest of logits that are resized once, bilinearly.
+
+    On the CPU most pixels need no interpolation (`upsample.exact_labels`); the labels are the same, pixel for pixel, as
+    those of `F.interpolate(..., mode="bilinear", align_corners=False)` and `argmax`, which other devices, float64
+    and logits full of borders go through.
 
     Args:
         logits: [B, C, h, w], any floating dtype; computed in fp32 at least.
@@ -39,22 +48,38 @@ def labels_from_logits(
     Returns:
         For each image uint8 labels [H, W] on the logits' device. The lowest class wins a tie.
     """
+    if len(logits) != len(sizes):
+        raise ValueError(f"{len(logits)} images, {len(sizes)} sizes")
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    return [
-        _argmax(
-            F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
-        )
-        for image, size in zip(logits, sizes, strict=True)
-    ]
+    # Strides choose torch's kernel, and kernels round differently.
+    logits = logits.detach().contiguous()
+    if logits.device.type == "cpu":
+        return [_on_cpu(image, (h, w)) for image, (h, w) in zip(logits, sizes, strict=True)]
+    found: list[torch.Tensor] = []
+    for size, group in itertools.groupby(map(tuple, sizes)):
+        first, count = len(found), len(list(group))
+        chunk = max(1, _CHUNK // (logits.shape[1] * size[0] * size[1]))
+        for part in logits[first : first + count].split(chunk):
+            found += _enlarged(part, size)
+    return found
 
 
-def _argmax(scores: torch.Tensor) -> torch.Tensor:
-    """argmax over a few channels, [C, H, W] -> uint8 [H, W]; torch's own took 9 times as long on one core."""
-    best = scores[0].clone()
-    labels = torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
-    for index in range(1, scores.shape[0]):
-        better = scores[index] > best
-        labels[better] = index
-        torch.maximum(best, scores[index], out=best)
+def _on_cpu(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if image.dtype == torch.float32:
+        labels = exact_labels(image.numpy(), size)
+        if labels is not None:
+            return torch.from_numpy(labels)
+    return _enlarged(image[None], size)[0]
+
+
+def _enlarged(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The plain way: [B, C, h, w] -> uint8 [B, H, W]."""
+    full = F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+    # torch's own argmax over so few channels took 9 times as long on one core.
+    best = full[:, 0].clone()
+    labels = torch.zeros_like(best, dtype=torch.uint8)
+    for index in range(1, full.shape[1]):
+        labels.masked_fill_(full[:, index] > best, index)
+        torch.maximum(best, full[:, index], out=best)
     return labels

@@ -103,10 +103,13 @@ def infer(
     if todo:
         dataloader.dataset.subset = todo
         metric = SubmissionMetric(writer, overlays)
-        if segmentor is not None:
-            predict_through(segmentor, dataloader, metric)
-        else:
-            prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy).test()
+        try:
+            if segmentor is not None:
+                predict_through(segmentor, dataloader, metric)
+            elif checkpoint is not None:
+                prediction_runner(cfg, weights, checkpoint, dataloader, metric, strategy).test()
+        finally:
+            metric.background.close()
     elif is_first():
         writer.finish(progress=True)
     return writer

@@ -135,7 +135,7 @@ class SubmissionWriter:
         return [image for member, image in self._images.items() if member not in self._done]
 
     def add(self, name: str | os.PathLike[str], labels: np.ndarray) -> None:
-        """Writes one prediction.
+        """Writes one prediction; may be called in several threads at once.
 
         Args:
             name: The image, as given or its bare file name.

@@ -53,7 +53,9 @@ def test_registered_and_writes_a_zip_that_passes(tmp_path, images):
 
 def test_goes_on_with_the_rest(tmp_path, images):
     run_one = SubmissionWriter(tmp_path / "out", images, fingerprint="a")
-    SubmissionMetric(run_one).process(None, [prediction(path) for path in images[:3]])
+    metric = SubmissionMetric(run_one)
+    metric.process(None, [prediction(path) for path in images[:3]])
+    metric.background.wait()
     writer = SubmissionWriter(tmp_path / "out", images, fingerprint="a")
     assert writer.pending == images[3:]
     assert run(SubmissionMetric(writer), writer.pending) == {"submission/images": 5}
