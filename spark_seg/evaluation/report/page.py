@@ -73,7 +73,7 @@ td.v:first-child{overflow-wrap:normal}
 tr.differs td{background:#fff6e0}
 .better{color:#00694c;font-weight:600}
 .worse{color:#a84300;font-weight:600}
-@media screen and (max-width:720px){
+@media screen and (max-width:820px){
 main,header>div,nav>div{padding-left:14px;padding-right:14px}
 nav>div{flex-wrap:nowrap;overflow-x:auto;white-space:nowrap}
 .row{display:block}

@@ -172,9 +172,9 @@ _GROUP_COLUMNS = {
 
 
 def group_table(runs: Sequence[Run], by: str, labels: Sequence[str]) -> str:
-    """The scores over pixels of each group, beside the challenge's; of two runs two of them."""
+    """The scores over pixels of each group, beside the challenge's; of two runs the mean IoU and its change."""
     found = [{one.label: one for one in run.groups.get(by, [])} for run in runs]
-    names = list(_GROUP_COLUMNS) if len(runs) == 1 else ["mIoU", "outline"]
+    names = list(_GROUP_COLUMNS) if len(runs) == 1 else ["mIoU"]
     names = [name for name in names if all(_GROUP_COLUMNS[name] in run.metrics for run in runs)]
     areas = [
         {g.label: pooled(run.counts.confusion[g.which]) for g in group(run.counts, by, run.rule)}
@@ -187,9 +187,12 @@ def group_table(runs: Sequence[Run], by: str, labels: Sequence[str]) -> str:
         for name in names:
             for part, area in zip(found, areas, strict=True):
                 cells.append(_group_cell(part.get(label), _GROUP_COLUMNS[name], area.get(label)))
+        both = [part[label].metrics.get("mIoU/foreground") for part in found if label in part]
+        if len(runs) > 1:
+            known = len(both) == 2 and "–" not in cells
+            cells.append(f"{100 * (both[1] - both[0]):+.1f}".replace("-", "−") if known else "–")
         rows.append(cells)
-    letters = [""] if len(runs) == 1 else [" A", " B"]
-    heads = ["", "images", *(f"{name}{letter}" for name in names for letter in letters)]
+    heads = ["", "images", *(names if len(runs) == 1 else ["mIoU A", "B", "B − A"])]
     shown = "IoU of body and panel, their mean" if len(runs) == 1 else "mean IoU of body and panel"
     if "outline" in names:
         shown += ", and the craft's boundary IoU"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from spark_seg.errors import UserError
 from spark_seg.evaluation.calibration import UNIT
 from spark_seg.evaluation.faults import CLEAN, FaultCounts, write
 from spark_seg.evaluation.frame import count_frame
-from spark_seg.evaluation.report import build
+from spark_seg.evaluation.report import build, charts, tables
 from spark_seg.evaluation.report.data import load_run
 from spark_seg.evaluation.report.pictures import PICTURES_FILE, Picture, render, save_pictures
 from spark_seg.evaluation.run import summarize, write_results
@@ -193,6 +194,60 @@ def test_numbers_are_those_of_the_files(make: Callable[..., Path]) -> None:
     assert "<td>spark/score</td><td>12.35</td>" in built(folder / "report.html")[0].replace(
         "12.34", "12.35"
     )
+
+
+def test_the_points_lost_add_up_as_they_are_shown(make: Callable[..., Path]) -> None:
+    folder = make()
+    run = load_run(folder)
+    rng = np.random.default_rng(0)
+    for body, panel in [(0.4283, 0.2348), (0.4289, 0.2343), *rng.random((200, 2))]:
+        run.metrics |= {"spark/body": body, "spark/panel": panel}
+        html = unescape(tables.summary(run).html)
+        told = re.search(
+            r"Of the ([\d.]+) points lost, ([\d.]+) are the body's and ([\d.]+) the", html
+        )
+        assert told
+        whole, first, second = (float(text) for text in told.groups())
+        assert whole == pytest.approx(first + second, abs=1e-9)
+        assert whole == pytest.approx(100 - 50 * (body + panel), abs=0.0501)
+        assert first == pytest.approx(50 - 50 * body, abs=0.0501)
+        assert second == pytest.approx(50 - 50 * panel, abs=0.1001)
+
+
+def test_groups_have_their_pixel_scores_beside_the_chart(make: Callable[..., Path]) -> None:
+    folder = make()
+    main([str(folder)])
+    html, page = built(folder / "report.html")
+    groups = json.loads((folder / "groups.json").read_text())
+    for one in groups["satellite"]:
+        values = [one["metrics"][k] for k in ("mIoU/foreground", "IoU/body", "IoU/panel")]
+        cells = "".join(f"<td>{100 * value:.1f}</td>" for value in values)
+        assert f"<td>{one['label']}</td><td>{one['images']}</td>{cells}" in html
+    total = ImageCounts.load(folder / "counts.npz").confusion.sum(0)
+    precision = 100 * total[1, 1] / total[:, 1].sum()
+    assert f"{precision:.2f} %<small>" in html
+    assert "Each column adds up to 100 %" in page.text
+
+
+def test_an_axis_that_does_not_start_at_0_says_so() -> None:
+    def drawn(low: float) -> str:
+        rows = [charts.Row("a", "", [charts.Point(0.97, low, 0.99)])]
+        return charts.dots(rows, [charts.Series("s", "#000000")], "t")
+
+    assert "axis from 80" in drawn(0.88)
+    assert "axis from" not in drawn(0.4)
+    assert ">0</text>" in drawn(0.4)
+
+
+def test_a_panel_that_does_not_count_is_told_with_the_picture(make: Callable[..., Path]) -> None:
+    folder = make()
+    counts = ImageCounts.load(folder / "counts.npz")
+    counts.confusion[0, 0] += counts.confusion[0, 2]
+    counts.confusion[0, 2] = 0
+    counts.save(folder / "counts.npz")
+    run = load_run(folder)
+    assert "the panel does not count" in tables.numbers(run, 0)
+    assert "the panel does not count" not in tables.numbers(run, 1)
 
 
 def test_an_older_run_with_nothing_but_counts(make: Callable[..., Path]) -> None:
