@@ -78,9 +78,19 @@ def _loss(cfg: "Config", value: Any) -> None:
         losses += _losses_of(config) if isinstance(config, str) else [dict(config)]
     if not losses:
         raise UserError("loss: name one")
-    cfg.model.decode_head.loss_decode = (
-        losses[0] if len(losses) == 1 else dict(type="LossSum", losses=losses)
-    )
+    for head in _parts(cfg.model, "loss_decode"):
+        head["loss_decode"] = losses[0] if len(losses) == 1 else dict(type="LossSum", losses=losses)
+
+
+def _parts(node: Any, key: str) -> list[Any]:
+    """The dicts of a model's config that have a key, wherever they lie: a segmentor may be part of another."""
+    if isinstance(node, list | tuple):
+        return [part for item in node for part in _parts(item, key)]
+    if not isinstance(node, dict):
+        return []
+    if key in node:
+        return [node]
+    return [part for item in node.values() for part in _parts(item, key)]
 
 
 def _losses_of(text: str) -> list[dict[str, Any]]:
@@ -129,20 +139,21 @@ def _class_weights(cfg: "Config", value: Any) -> None:
 
 def _weighted_losses(cfg: "Config") -> list[Any]:
     """The configs of those losses that class weights go to."""
-    loss = cfg.model.decode_head.loss_decode
-    parts = list(loss) if isinstance(loss, list | tuple) else [loss]
-    parts = [p for part in parts for p in (part.losses if part["type"] == "LossSum" else [part])]
+    parts: list[Any] = []
+    for head in _parts(cfg.model, "loss_decode"):
+        loss = head["loss_decode"]
+        for part in loss if isinstance(loss, list | tuple) else [loss]:
+            parts += part["losses"] if part.get("type") == "LossSum" else [part]
     takes = {config["type"] for config in LOSSES.values()} - {"DistanceBoundaryLoss"}
-    return [p for p in parts if p["type"] in takes and p.get("ce_weight", 1) != 0]
+    return [p for p in parts if p.get("type") in takes and p.get("ce_weight", 1) != 0]
 
 
 def _head(cfg: "Config", value: Any) -> None:
     name, options = _chosen("head", value, HEADS)
-    head = cfg.model.decode_head
     if name == "paper":
-        head.channels = _PAPER_CHANNELS.get(cfg.get("variant"), 768)
-    head.type = HEADS[name]
-    head.update(options)
+        options = {"channels": _PAPER_CHANNELS.get(cfg.get("variant"), 768)} | options
+    for head in _parts(cfg.model, "loss_decode"):
+        head.update({"type": HEADS[name]} | options)
 
 
 def _schedule(cfg: "Config", value: Any) -> None:
@@ -170,7 +181,11 @@ def _paramwise(key: str) -> Callable[["Config", Any], None]:
 
 
 def _drop_path(cfg: "Config", value: Any) -> None:
-    cfg.model.backbone.drop_path_rate = value
+    backbones = _parts(cfg.model, "drop_path_rate")
+    if not backbones:
+        raise UserError("drop_path: the model has no backbone with a drop_path_rate")
+    for backbone in backbones:
+        backbone["drop_path_rate"] = value
 
 
 def _patience(cfg: "Config", value: Any) -> None:
@@ -235,7 +250,7 @@ def from_data(cfg: "Config") -> None:
     computed = [
         loss for loss in _weighted_losses(cfg) if loss.get("class_weight") == COMPUTED
     ]  # fmt: skip
-    sampler = cfg.train_dataloader.sampler
+    sampler = cfg.train_dataloader.get("sampler") or {}
     by = sampler.get("by", ()) if sampler.get("type") == "WeightedSampler" else ()
     if not computed and not {"small", "panel"} & set([by] if isinstance(by, str) else by):
         return

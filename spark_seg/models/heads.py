@@ -2,9 +2,13 @@
 
 from typing import Any
 
-from mmcv.cnn import ConvModule
-from mmseg.models.decode_heads import SegformerHead
-from mmseg.registry import MODELS
+from spark_seg import compat
+
+compat.install()  # mmseg.models does not import with mmcv-lite otherwise
+
+from mmcv.cnn import ConvModule  # noqa: E402
+from mmseg.models.decode_heads import SegformerHead  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
 
 
 @MODELS.register_module()

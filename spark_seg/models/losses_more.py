@@ -15,12 +15,17 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmseg.models.losses import TverskyLoss
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from spark_seg.errors import UserError
-from spark_seg.models.losses import NOT_COMPUTED, _full_precision, _pixel_weights
+from spark_seg import compat
+
+compat.install()  # mmseg.models does not import with mmcv-lite otherwise
+
+from mmseg.models.losses import TverskyLoss  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
+
+from spark_seg.errors import UserError  # noqa: E402
+from spark_seg.models.losses import NOT_COMPUTED, _full_precision, _pixel_weights  # noqa: E402
 
 ClassWeight = Sequence[float] | str | None
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spark_seg.engine.checkpoints import head_difference, load_state_dict, variant_of
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.models.convert import set_norms, to_mmseg
-from spark_seg.models.download import fetch_in_job
+from spark_seg.models.download import cache_folder, fetch_in_job
 from spark_seg.models.hub import fetch_repo, find_repo, is_folder, is_repo, read_folder
 from spark_seg.models.published import SOURCES, VARIANTS, licence_of, published
 
@@ -134,7 +134,11 @@ def read_weights(source: str, variant: str | None = None) -> Weights:
     backbone_only = None
     path = Path(source).expanduser()
     if source in SOURCES:
-        entry = published(source, variant or "")
+        if variant is None:
+            raise UserError(f"{source} has weights for {', '.join(VARIANTS)}: give the variant")
+        entry = published(source, variant)
+        if not (cache_folder() / entry.file).is_file():
+            _say(f"fetching {entry.file}; licence: {licence_of(source)}")
         path, backbone_only = fetch_in_job(entry.url, entry.digest), entry.backbone_only
         state: Mapping[str, Tensor] = _read(path)
     elif path.is_dir():

@@ -8,7 +8,13 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from spark_seg.engine.optim import GroupedOptimWrapperConstructor, WarmupCosineLR
+from spark_seg.engine.optim import (
+    GroupedOptimWrapperConstructor,
+    WarmupConstantLR,
+    WarmupCosineLR,
+    WarmupPolyLR,
+    WarmupStepLR,
+)
 from spark_seg.errors import UserError
 
 LR, DECAY = 1e-2, 0.1
@@ -203,3 +209,97 @@ def test_state_goes_on_where_it_was() -> None:
         one.step()
         its.step()
     assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+# ---------------------------------------------------------------- other schedules
+
+
+def curve(
+    cls: Any, epochs: int = 10, length: int = 7, lr: float = LR, **options: Any
+) -> list[float]:
+    """The rate at each step of a training of one group."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = cls.build_iter_from_epoch(optimizer, end=epochs, epoch_length=length, **options)
+    seen = []
+    for _ in range(epochs * length + 1):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 2, 0.2])
+@pytest.mark.parametrize(
+    ("cls", "options", "after"),
+    [
+        (WarmupPolyLR, {}, lambda d: 1e-4 + (LR - 1e-4) * (1 - d)),
+        (WarmupPolyLR, {"power": 0.9}, lambda d: 1e-4 + (LR - 1e-4) * (1 - d) ** 0.9),
+        (WarmupConstantLR, {}, lambda d: LR),
+        (
+            WarmupStepLR,
+            {"milestones": [0.5, 0.75], "gamma": 0.2},
+            lambda d: LR * (1 if d < 0.5 else 0.2 if d < 0.75 else 0.04),
+        ),
+        # never below min_lr
+        (WarmupStepLR, {"milestones": [0.5], "gamma": 1e-3}, lambda d: LR if d < 0.5 else 1e-4),
+    ],
+)
+def test_schedules_are_their_formulas(
+    cls: Any, options: dict, after: Any, warmup_epochs: float
+) -> None:
+    seen = curve(cls, warmup_epochs=warmup_epochs, warmup_lr=1e-5, min_lr=1e-4, **options)
+    warmup = {0: 0, 2: 14, 0.2: 14}[warmup_epochs]
+    wanted = [
+        1e-5 + (LR - 1e-5) * t / warmup if t < warmup else after((t - warmup) / (70 - warmup))
+        for t in range(71)
+    ]
+    assert seen == pytest.approx(wanted, rel=1e-9)
+
+
+def test_schedules_refuse_nonsense() -> None:
+    for cls, options, said in (
+        (WarmupPolyLR, {"power": 0}, "power=0"),
+        (WarmupStepLR, {"milestones": [30]}, "shares of the training"),
+        (WarmupStepLR, {"gamma": 2}, "gamma=2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            curve(cls, **options)
+
+
+# ---------------------------------------------------------------- rates by depth
+
+
+def test_layer_decay_and_head_factor() -> None:
+    from mmseg.registry import MODELS
+
+    from spark_seg.config import load_config
+
+    cfg = load_config("segformer_b0_spark.py", {"layer_decay": 0.5, "head_lr": 4})
+    model = MODELS.build(cfg.model)
+    found = groups_of(model, dict(cfg.optim_wrapper.paramwise_cfg))
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    # b0 has 8 blocks, two a stage
+    for name, power in (
+        ("backbone.layers.0.0.projection.weight", 8),
+        ("backbone.layers.0.1.0.attn.attn.in_proj_weight", 8),
+        ("backbone.layers.0.1.1.ffn.layers.0.weight", 7),
+        ("backbone.layers.0.2.weight", 7),
+        ("backbone.layers.2.0.norm.bias", 4),
+        ("backbone.layers.3.1.1.norm2.weight", 1),
+        ("backbone.layers.3.2.weight", 1),
+    ):
+        assert found[name][0] == pytest.approx(LR * 0.5**power), name
+    assert found["decode_head.conv_seg.weight"][0] == pytest.approx(4 * LR)
+    assert found["decode_head.conv_seg.bias"][:2] == pytest.approx((4 * LR, 0.0))
+    assert len({i for *_, i in found.values()}) == 2 * 9
+
+
+def test_paramwise_keys_are_checked() -> None:
+    with pytest.raises(UserError, match="did you mean 'layer_decay'"):
+        groups_of(Net(), {"layer_decai": 0.9})
+    with pytest.raises(UserError, match="layer_decay=2 must lie"):
+        groups_of(Net(), {"layer_decay": 2})
+    with pytest.raises(UserError, match="head_lr=0 must be"):
+        groups_of(Net(), {"head_lr": 0})
+    with pytest.raises(UserError, match="no backbone"):
+        groups_of(Net(), {"layer_decay": 0.9})

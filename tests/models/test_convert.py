@@ -361,3 +361,17 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_extra_norms_have_no_place_elsewhere(build_model: Any) -> None:
     with pytest.raises(UserError, match="write the encoder alone"):
         from_mmseg(build_model("b0").state_dict(), "huggingface")
+
+
+def test_a_checkpoint_with_another_decoder_offers_the_config(
+    paper_model: Any, build_model: Any
+) -> None:
+    """As tools/test.py and tools/infer.py load one."""
+    from spark_seg.engine.checkpoints import apply_state_dict
+
+    state = paper_model("b0", 128).state_dict()
+    with pytest.raises(UserError, match="another decoder") as caught:
+        apply_state_dict(build_model("b0"), state, "best.pth")
+    assert "model.decode_head.type=PaperSegformerHead model.decode_head.channels=128" in str(
+        caught.value
+    )

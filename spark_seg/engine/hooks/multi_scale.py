@@ -42,7 +42,8 @@ class BatchResize(nn.Module):
         for sample in data_samples or ():
             mask = sample.gt_sem_seg.data
             small = F.interpolate(mask[None].float(), size=size, mode="nearest-exact")[0]
-            sample.gt_sem_seg.data = small.to(mask.dtype)
+            # a new one: a PixelData refuses data of another size
+            sample.gt_sem_seg = type(sample.gt_sem_seg)(data=small.to(mask.dtype))
             sample.set_metainfo({"img_shape": tuple(size)})
         return inputs, data_samples
 

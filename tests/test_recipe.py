@@ -1,0 +1,134 @@
+"""A training's choices: each one value, worked into the parts; a slip is named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from spark_seg.config import load_config
+from spark_seg.errors import UserError
+
+
+def load(**options: Any) -> Any:
+    return load_config("segformer_b2_spark", options)
+
+
+def test_none_leaves_the_config_as_it_was() -> None:
+    names = (
+        "head loss class_weights schedule optimizer layer_decay head_lr drop_path patience multi_scale sampling tta"
+    ).split()
+    cfg = load()
+    assert all(cfg[name] is None for name in names)
+    assert cfg.model.decode_head.type == "SegformerHead"
+    assert cfg.model.decode_head.loss_decode == dict(
+        type="CrossEntropyDiceLoss", ce_weight=0.5, dice_weight=0.5
+    )
+    assert cfg.optim_wrapper.optimizer.type == "AdamW"
+    assert cfg.param_scheduler[0].type == "WarmupCosineLR"
+    assert cfg.train_dataloader.sampler.type == "ResumableSampler"
+
+
+def test_losses() -> None:
+    decode = load(loss="focal").model.decode_head.loss_decode
+    assert decode == dict(type="SoftmaxFocalLoss")
+    decode = load(loss="ce_dice+0.5*boundary+2*ce").model.decode_head.loss_decode
+    assert decode.type == "LossSum"
+    boundary, dice = dict(type="DistanceBoundaryLoss", loss_weight=0.5), decode.losses[0]
+    assert decode.losses[1] == boundary
+    assert (dice.ce_weight, dice.dice_weight) == (0.5, 0.5)
+    assert (decode.losses[2].ce_weight, decode.losses[2].dice_weight) == (2, 0)
+    decode = load(loss=dict(type="OhemLoss", threshold=0.6)).model.decode_head.loss_decode
+    assert decode == dict(type="OhemLoss", threshold=0.6)
+    decode = load(loss=["ce", dict(type="TverskyRegionLoss")]).model.decode_head.loss_decode
+    assert [part.type for part in decode.losses] == ["CrossEntropyDiceLoss", "TverskyRegionLoss"]
+
+
+def test_class_weights() -> None:
+    decode = load(class_weights=[1, 2, 3]).model.decode_head.loss_decode
+    assert decode.class_weight == [1, 2, 3]
+    decode = load(
+        loss="focal+boundary", class_weights="median_frequency"
+    ).model.decode_head.loss_decode
+    assert decode.losses[0].class_weight == "computed"
+    assert "class_weight" not in decode.losses[1]
+
+
+def test_optimizer_and_schedule() -> None:
+    cfg = load(optimizer="SGD", schedule="poly", lr=0.01)
+    assert cfg.optim_wrapper.optimizer == dict(type="SGD", lr=0.01, weight_decay=0.01, momentum=0.9)
+    assert cfg.param_scheduler[0].type == "WarmupPolyLR"
+    assert cfg.param_scheduler[0].warmup_epochs == cfg.warmup_epochs
+    cfg = load(optimizer=dict(type="Adam", eps=1e-6), schedule=dict(type="step", gamma=0.5))
+    assert cfg.optim_wrapper.optimizer.eps == 1e-6
+    assert tuple(cfg.optim_wrapper.optimizer.betas) == tuple(cfg.betas)
+    assert (cfg.param_scheduler[0].type, cfg.param_scheduler[0].gamma) == ("WarmupStepLR", 0.5)
+
+
+def test_head_and_the_rest() -> None:
+    cfg = load(
+        head="paper", drop_path=0.3, patience=4, multi_scale=[256, 512], sampling=["small", "panel"]
+    )
+    assert (cfg.model.decode_head.type, cfg.model.decode_head.channels) == (
+        "PaperSegformerHead",
+        768,
+    )
+    assert cfg.model.backbone.drop_path_rate == 0.3
+    hooks = {hook.type: hook for hook in cfg.custom_hooks}
+    assert (hooks["PatienceHook"].patience, hooks["PatienceHook"].metric) == (4, cfg.save_best)
+    assert hooks["MultiScaleHook"].sizes == [256, 512]
+    assert cfg.train_dataloader.sampler.by == ["small", "panel"]
+    cfg = load_config("segformer_b0_spark", {"head": "paper"})
+    assert cfg.model.decode_head.channels == 256
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(loss="focl"), "loss: no 'focl'.*did you mean 'focal'"),
+        (dict(loss="ce+lovas"), "did you mean 'lovasz'"),
+        (dict(loss="ce+1e*dice"), "no number"),
+        (dict(loss=3), "give a name"),
+        (dict(loss=dict(type="OhemLoss", treshold=1)), "did you mean 'threshold'"),
+        (dict(class_weights=[1, 2]), "2 values, but num_classes is 3"),
+        (dict(class_weights="median_freq"), "did you mean 'median_frequency'"),
+        (dict(class_weights=[1, 2, 3], loss="dice"), "takes none"),
+        (dict(schedule="cosin"), "did you mean 'cosine'"),
+        (dict(schedule=dict(type="poly", pover=1)), "did you mean 'power'"),
+        (dict(optimizer="AdamV"), "did you mean 'AdamW'"),
+        (dict(optimizer=dict(type="SGD", betas=[0.9, 0.9])), "takes no argument 'betas'"),
+        (dict(head="papr"), "did you mean 'paper'"),
+        (dict(layer_decay=1.5), "layer_decay must be"),
+        (dict(head_lr=0), "head_lr must be"),
+        (dict(drop_path=1), "drop_path must be"),
+        (dict(patience=0), "patience must be"),
+        (dict(multi_scale=[400]), "multiples of 32"),
+        (dict(multi_scale=[512, 1024]), "above image_size=512"),
+        (dict(sampling="smal"), "did you mean 'small'"),
+        (dict(tta=3), "views=3"),
+        (dict(patiance=3), "did you mean 'patience'"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        load(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_class_weights_come_from_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spark_seg.datasets import mask_counts
+    from spark_seg.models.losses_weights import class_weights
+    from spark_seg.recipe import from_data
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(mask_counts, "_known", {})
+    tree = tiny.make_tree(tmp_path / "tree", train=2, val=1, size=64)
+    cfg = tiny.tiny_config(tree, tmp_path, loss="ce", class_weights="effective_number")
+    from_data(cfg)
+    (counts,) = mask_counts._known.values()
+    assert counts.shape == (4, 3)
+    found = cfg.model.decode_head.loss_decode.class_weight
+    assert found == class_weights(counts, "effective_number")
+    assert found[0] < found[1]
+    assert np.isfinite(found).all()
