@@ -5,6 +5,7 @@ mended here, guarded so that a library that does not need the shim is left alone
 link; `tests/test_compat.py` has a test for each that fails when the shim is no longer needed.
 """
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -96,6 +97,21 @@ def skip_deepspeed_cpu_build() -> None:
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def forget_deepspeed_autocast() -> None:
+    """Lets a second training in one process have a precision of its own.
+
+    DeepSpeed keeps autocast's dtype in two global variables that nothing resets: an fp32 training after an fp16 one
+    would scale its losses
+    (https://github.com/deepspeedai/DeepSpeed/blob/v0.19.6/deepspeed/runtime/torch_autocast.py, `TODO: Avoid using
+    global variables`).
+    """
+    with contextlib.suppress(ImportError):
+        from deepspeed.runtime import torch_autocast
+
+        torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+        torch_autocast.TORCH_AUTOCAST_DTYPE = None
+
+
 def patch_accuracy() -> bool:
     """Lets mmseg's decode heads count right pixels without waiting for the GPU.
 
@@ -107,10 +123,9 @@ def patch_accuracy() -> bool:
     Returns:
         Whether ours is in place.
     """
+    import torch
     from mmseg.models.decode_heads import decode_head
     from mmseg.models.losses import accuracy as stock
-
-    import torch
 
     def accuracy(
         pred: Any, target: Any, topk: Any = 1, thresh: Any = None, ignore_index: Any = None
@@ -125,6 +140,27 @@ def patch_accuracy() -> bool:
     if getattr(decode_head, "accuracy", None) is stock:
         decode_head.accuracy = accuracy
     return decode_head.accuracy is not stock
+
+
+def patch_checkpointing() -> bool:
+    """Says how mmseg's MiT computes blocks again (`with_cp`): the re-entrant way, as it always did.
+
+    It calls `torch.utils.checkpoint` without `use_reentrant`, which torch warns of in every training and means to
+    refuse (https://docs.pytorch.org/docs/stable/checkpoint.html). The other way compares shapes with those of the
+    first pass, which ZeRO-3 has emptied in between.
+
+    Returns:
+        Whether ours is in place.
+    """
+    import functools
+
+    from mmseg.models.backbones import mit
+    from torch.utils import checkpoint
+
+    if getattr(mit, "cp", None) is checkpoint:
+        explicit = functools.partial(checkpoint.checkpoint, use_reentrant=True)
+        mit.cp = types.SimpleNamespace(checkpoint=explicit)
+    return mit.cp is not checkpoint
 
 
 def install() -> None:

@@ -13,6 +13,7 @@ import mmseg.models  # noqa: E402, F401
 
 compat.patch_deepspeed_strategy()
 compat.patch_accuracy()
+compat.patch_checkpointing()
 
 import spark_seg.datasets.bad_files  # noqa: E402
 import spark_seg.datasets.preprocess  # noqa: E402

@@ -154,3 +154,55 @@ def test_install_is_cheap_and_imports_no_mmseg() -> None:
     )
     done = python(code)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_accuracy_is_mmsegs_without_waiting() -> None:
+    import torch
+    from mmseg.models.decode_heads import decode_head
+    from mmseg.models.losses import accuracy as stock
+
+    assert compat.patch_accuracy()
+    assert compat.patch_accuracy(), "again changes nothing"
+    generator = torch.Generator().manual_seed(0)
+    pred = torch.rand(2, 3, 9, 7, generator=generator)
+    target = torch.randint(0, 3, (2, 9, 7), generator=generator)
+    target[0, :4] = 255
+    for labels in (target, torch.full_like(target, 255)):
+        ours = decode_head.accuracy(pred, labels, ignore_index=255)
+        theirs = stock(pred, labels, ignore_index=255)
+        torch.testing.assert_close(ours, theirs)
+    two = decode_head.accuracy(pred, target, topk=(1, 2), ignore_index=255)
+    torch.testing.assert_close(two, stock(pred, target, topk=(1, 2), ignore_index=255))
+
+
+def test_accuracy_shim_is_still_needed() -> None:
+    import torch
+    from mmseg.models.losses import accuracy as stock
+
+    # a tensor without values, as the host sees one of the GPU before it has waited for it
+    pred, target = torch.rand(2, 3, 4, 4, device="meta"), torch.zeros(2, 4, 4, device="meta")
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        stock(pred, target, ignore_index=255)  # no error: remove the shim
+
+
+def test_checkpointing_shim_is_still_needed() -> None:
+    from mmseg.models.backbones import mit
+    from torch.utils import checkpoint
+
+    assert compat.patch_checkpointing()
+    assert mit.cp.checkpoint.keywords == {"use_reentrant": True}
+    source = Path(str(mit.__file__)).read_text()
+    assert "cp.checkpoint(_inner_forward, x)" in source, "it says which way: remove the shim"
+    assert mit.cp is not checkpoint
+
+
+def test_autocast_globals_shim_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from deepspeed.runtime import torch_autocast
+
+    monkeypatch.setattr(torch_autocast, "TORCH_AUTOCAST_INITIALIZED", True)
+    monkeypatch.setattr(torch_autocast, "TORCH_AUTOCAST_DTYPE", torch.float16)
+    assert torch_autocast.is_autocast_initialized(), "no global variables: remove the shim"
+    compat.forget_deepspeed_autocast()
+    assert not torch_autocast.is_autocast_initialized()
+    assert torch_autocast.get_autocast_dtype() is None

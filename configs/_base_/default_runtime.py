@@ -5,7 +5,9 @@ default_scope = "mmseg"
 seed = 42
 deterministic = False  # True: cuDNN's deterministic algorithms, slower on a GPU
 randomness = dict(seed="$seed", deterministic="$deterministic")
-precision = "auto"  # 'bf16' (autocast, fp32 weights) | 'fp16' (with loss scaling; GPU) | 'fp32'; auto: bf16 on GPUs that compute in it
+precision = (
+    "auto"  # 'bf16', 'fp16' (GPU): autocast, fp32 weights | 'fp32'; auto: bf16 where a GPU has it
+)
 accelerate = True  # the same function in less time; False: mmsegmentation's own forwards
 
 # Choices worked into the model; None leaves it as `_base_/models` has it.

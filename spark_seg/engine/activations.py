@@ -17,7 +17,8 @@ def saved_bytes(model: nn.Module, cfg: "Config", bf16: bool) -> int:
 
     The pass runs on tensors without content and every distinct storage that autograd's hooks see is counted, except
     weights and buffers. To that the loss adds six fp32 maps of `num_classes` channels at full size. Not in it:
-    workspaces of cuDNN and attention, gradients of activations on the way back, and fragmentation.
+    workspaces of cuDNN and attention, gradients of activations on the way back, fragmentation, and under activation
+    checkpointing the one block that is computed again at a time.
 
     Args:
         model: mmseg's segmentor as it trains; left as it was.

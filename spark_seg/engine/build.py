@@ -6,11 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mmengine.evaluator import Evaluator
+from mmengine.logging import print_log
 from torch import nn
 
 from spark_seg.engine.checkpoints import apply_state_dict, load_safetensors
+from spark_seg.engine.combinations import ELEMENTWISE, require_possible
 from spark_seg.engine.folder import WEIGHTS_FILE
+from spark_seg.engine.launch import this_process
 from spark_seg.engine.runner import SparkRunner
 from spark_seg.engine.strategy import resolve_precision
 from spark_seg.errors import UserError
@@ -20,7 +24,6 @@ from spark_seg.models.tta import make_tta
 from spark_seg.recipe import from_data
 
 if TYPE_CHECKING:
-    import torch
     from mmengine.config import Config
     from mmengine.evaluator import BaseMetric
 
@@ -37,6 +40,7 @@ def training_runner(
         strategy: `deepspeed`, or `single` for plain PyTorch on one device.
         resume: A whole checkpoint folder to go on from; None to begin.
     """
+    require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
     cfg = copy.deepcopy(cfg)
     cfg.pop("test_dataloader", None)
     from_data(cfg)
@@ -112,6 +116,29 @@ def _init_for_training(
         freeze_backbone(model)
     if fast:
         _accelerate(model)
+    told = synchronise_norms(model, this_process().world_size, torch.cuda.is_available())
+    if told:
+        print_log(told, logger="current")
+
+
+def synchronise_norms(model: nn.Module, world_size: int, cuda: bool) -> str | None:
+    """Lets BatchNorm see the batch of all processes: on GPUs. Elsewhere each sees its own share, which is told.
+
+    Parameters, buffers and state-dict keys stay as they are.
+
+    Returns:
+        What the reader of the log should know, or None.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if world_size == 1 or not norms:
+        return None
+    if cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return f"{len(norms)} batch norm(s) synchronised over {world_size} processes"
+    return (
+        f"{len(norms)} batch norm(s) not synchronised: torch's SyncBatchNorm is for GPUs; each of the {world_size} "
+        "processes sees its own share of the batch, and the first one's statistics are kept"
+    )
 
 
 def _init_for_prediction(
@@ -129,14 +156,17 @@ def _accelerate(model: nn.Module) -> None:
 
 
 def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
+    precision = resolve_precision(cfg.get("precision", "auto"))
+    if precision == "fp16" and not cfg.get("optim_wrapper") and not torch.cuda.is_available():
+        precision = "fp32"  # trained on a GPU, evaluated on a CPU
     given = {
-        "precision": resolve_precision(cfg.get("precision", "auto")),
+        "precision": precision,
         "init_model": init,
     }
     if strategy == "deepspeed":
         cfg.strategy.update(given)
-        if cfg.strategy.get("zero_optimization", {}).get("stage", 0) == 0:
-            _fuse(cfg)
+        if cfg.get("optim_wrapper"):
+            _fit_optimizer(cfg)
         if not cfg.get("optim_wrapper"):
             cfg.strategy.ema_decay = None
         return
@@ -154,6 +184,30 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
         _fuse(cfg)
     else:
         cfg.strategy["ema_decay"] = None
+
+
+def _fit_optimizer(cfg: "Config") -> None:
+    """What the ZeRO stage and offloading ask of the optimizer."""
+    zero = cfg.strategy.setdefault("zero_optimization", {"stage": 0})
+    if int(zero.get("stage", 0)) == 0:
+        _fuse(cfg)
+        return
+    optimizer = cfg.optim_wrapper.optimizer
+    if optimizer.type in ELEMENTWISE:
+        config = cfg.strategy.setdefault("config", {})
+        config.setdefault("zero_allow_untested_optimizer", True)
+    offload = cfg.get("offload")
+    if offload is None:
+        return
+    place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero["offload_optimizer"] = dict(place)
+    if offload == "optimizer+parameters":
+        zero["offload_param"] = dict(place)
+    if optimizer.type in ("Adam", "AdamW"):
+        optimizer.adamw_mode = optimizer.type == "AdamW"
+        optimizer.type = "DeepSpeedCPUAdam"
+        for key in ("fused", "foreach", "capturable", "maximize", "amsgrad"):
+            optimizer.pop(key, None)
 
 
 def _fuse(cfg: "Config") -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spark_seg.atomic import make_folder, write_bytes
+from spark_seg.engine.combinations import require_possible
+from spark_seg.engine.memory import StagePlan, stage_plans
 from spark_seg.errors import UserError, UserFileNotFoundError
 
 if TYPE_CHECKING:
@@ -19,34 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 _GB = 1e9
-_FP32 = 4
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What one ZeRO stage costs each GPU.
-
-    Attributes:
-        stage: 0 to 3.
-        parameters: Parameters that the GPU keeps (stage 3: its part).
-        weights, gradients, optimizer, buckets, activations: Bytes. `weights` includes ZeRO's fp32 copy of the GPU's
-            part; `buckets` are DeepSpeed's communication buffers; `activations` is an estimate.
-        sent: Bytes that each GPU sends per optimizer step, with ring algorithms.
-    """
-
-    stage: int
-    parameters: int
-    weights: int
-    gradients: int
-    optimizer: int
-    buckets: int
-    activations: int
-    sent: int
-
-    @property
-    def total(self) -> int:
-        """Bytes per GPU."""
-        return self.weights + self.gradients + self.optimizer + self.buckets + self.activations
 
 
 @dataclass(frozen=True)
@@ -61,7 +35,7 @@ class Plan:
         steps_per_epoch, total_steps, warmup_steps: Optimizer steps.
         padded: Frames that are seen twice in an epoch, so that all processes have as many.
         dropped: Frames that an epoch leaves out, as they fill no batch.
-        precision: `bf16` or `fp32`.
+        precision: `bf16`, `fp16` or `fp32`.
         parameters: Of each of the backbone's stages and of the head.
         zero_stage: The config's.
         stages: Costs of stages 0 to 3.
@@ -101,7 +75,8 @@ def make_plan(
     Raises:
         UserError: It cannot work, with the reason.
     """
-    nodes = _nodes(world_size, gpus_per_node, strategy)
+    nodes = _nodes(world_size, gpus_per_node)
+    require_possible(cfg, strategy, world_size)
     notes: list[str] = []
     frames, frames_from = _frames(cfg, notes)
     loader = cfg.train_dataloader
@@ -129,7 +104,7 @@ def make_plan(
     if precision == "auto":
         precision = "bf16"
         notes.append("precision auto: bf16 is assumed, as on GPUs since Ampere")
-    model, stages = _stages(cfg, world_size, precision, strategy)
+    model, stages = stage_plans(cfg, world_size, precision, strategy)
     return Plan(
         world_size=world_size,
         nodes=nodes,
@@ -151,15 +126,11 @@ def make_plan(
     )
 
 
-def _nodes(world_size: int, gpus_per_node: int, strategy: str) -> int:
+def _nodes(world_size: int, gpus_per_node: int) -> int:
     if world_size < 1:
         raise UserError(f"--world-size must be 1 or more, not {world_size}")
     if gpus_per_node < 1:
         raise UserError(f"--gpus-per-node must be 1 or more, not {gpus_per_node}")
-    if strategy == "single" and world_size > 1:
-        raise UserError(
-            f"--strategy single runs in one process, not in {world_size}: leave it out for DeepSpeed"
-        )
     if world_size > gpus_per_node and world_size % gpus_per_node:
         raise UserError(
             f"{world_size} processes do not fill nodes of {gpus_per_node} GPUs: take a multiple of "
@@ -229,114 +200,6 @@ def _parts(model: "nn.Module") -> dict[str, int]:
     return parts
 
 
-def _optimizer_bytes(cfg: "Config") -> int:
-    """Bytes of state per trained parameter."""
-    optimizer = cfg.optim_wrapper.optimizer
-    if optimizer.type == "SGD":
-        return _FP32 if optimizer.get("momentum") else 0
-    return 2 * _FP32  # both moments of Adam's family
-
-
-def _stages(
-    cfg: "Config", world: int, precision: str, strategy: str
-) -> tuple["nn.Module", tuple[StagePlan, ...]]:
-    from mmseg.registry import MODELS
-
-    from spark_seg.engine.activations import saved_bytes
-
-    model = MODELS.build(cfg.model).train()
-    if cfg.get("accelerate"):
-        from spark_seg.models.fast_segformer import accelerate
-
-        accelerate(model)
-    if cfg.get("freeze_backbone"):
-        from spark_seg.models.freeze import freeze_backbone
-
-        freeze_backbone(model)
-    activations = saved_bytes(model, cfg, bf16=precision == "bf16")
-    sizes = _Sizes.of(model, precision == "bf16", _optimizer_bytes(cfg), activations)
-    zero = cfg.strategy.get("zero_optimization", {})
-    bucket = int(zero.get("reduce_bucket_size", 500_000_000))
-    doubled = 2 if zero.get("overlap_comm") else 1
-    plans = [sizes.stage(stage, world, bucket, doubled) for stage in range(4)]
-    return model, tuple(plans[:1] if strategy == "single" else plans)
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """What the costs of a stage follow from; bytes except `count`."""
-
-    trained: int  # of fp32 weights that learn
-    other: int  # of frozen weights and buffers
-    wire: int  # of all gradients as ZeRO reduces them
-    widths: tuple[int, ...]  # of the dtypes in which it does
-    moments: int
-    activations: int
-    count: int
-
-    @classmethod
-    def of(cls, model: "nn.Module", bf16: bool, per_param: int, activations: int) -> "_Sizes":
-        from torch import nn
-
-        # DeepSpeed reduces the gradients of exactly these classes in the autocast dtype
-        # (`deepspeed/runtime/torch_autocast.py`), everything else in fp32.
-        low = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
-        width = {
-            id(p): 2 if bf16 and type(module) in low else _FP32
-            for module in model.modules()
-            for p in module.parameters(recurse=False)
-            if p.requires_grad
-        }
-        learning = [p for p in model.parameters() if p.requires_grad]
-        count = sum(p.numel() for p in learning)
-        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        buffers = sum(b.numel() * b.element_size() for b in model.buffers())
-        return cls(
-            trained=_FP32 * count,
-            other=_FP32 * frozen + buffers,
-            wire=sum(p.numel() * width[id(p)] for p in learning),
-            widths=tuple(sorted({width[id(p)] for p in learning})),
-            moments=per_param * count,
-            activations=activations,
-            count=count,
-        )
-
-    def stage(self, stage: int, world: int, bucket: int, doubled: int) -> StagePlan:
-        """The costs of one ZeRO stage; `bucket` in elements."""
-        part = -(-self.trained // world)
-        ring = (world - 1) / world
-        if stage == 0:
-            return StagePlan(
-                stage=0,
-                parameters=self.count,
-                weights=self.trained + self.other,
-                gradients=self.trained,
-                optimizer=self.moments,
-                buckets=min(self.trained, _FP32 * bucket) if world > 1 else 0,
-                activations=self.activations,
-                sent=round(2 * self.trained * ring),
-            )
-        gathered = self.trained + self.other
-        # One for each dtype; stages 1 and 2 fill fp32 ones, two by turns with overlap_comm.
-        widths = len(self.widths) * _FP32 * doubled if stage < 3 else sum(self.widths)
-        buckets = bucket * widths
-        # Reduced to their owners in `wire`'s dtypes; the updated weights come back in fp32, under stage 3 once for
-        # the forward and once for the backward pass.
-        back = self.trained * (2 if stage == 3 else 1)
-        return StagePlan(
-            stage=stage,
-            parameters=self.count if stage < 3 else -(-self.count // world),
-            # Stage 3 gathers a layer before it is used; with DeepSpeed's reuse distance of 1e9 parameters a model of
-            # this size stays gathered until its backward pass: its peak has the whole beside the parts.
-            weights=gathered + part * (2 if stage == 3 else 1),
-            gradients=self.trained + part if stage == 1 else part,
-            optimizer=-(-self.moments // world),
-            buckets=buckets,
-            activations=self.activations,
-            sent=round((self.wire + back) * ring),
-        )
-
-
 def plan_lines(plan: Plan) -> list[str]:
     """The plan for people."""
     p = plan
@@ -366,6 +229,11 @@ def plan_lines(plan: Plan) -> list[str]:
         )
     if len(p.stages) > 1:
         lines.append("  * the config's zero_stage")
+    for s in p.stages:
+        if s.stage == p.zero_stage and s.ema:
+            lines.append(f"  {s.ema / _GB:.3f} GB of its total are averaged weights (ema_decay)")
+        if s.stage == p.zero_stage and s.host:
+            lines.append(f"  {s.host / _GB:.3f} GB for each GPU are in the CPU's memory (offload)")
     lines += [f"note: {note}" for note in p.notes]
     return lines
 

@@ -209,7 +209,7 @@ def gates_itself(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class LossScale:
-    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), with `torch.amp.GradScaler`'s numbers.
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv:1710.03740), numbers as in `torch.amp.GradScaler`.
 
     DeepSpeed 0.19's own for fp16 autocast never lowers its scale under ZeRO (a step whose norm overflows returns before
     the scaler hears of it) and clips gradients that are still scaled; here the scale is handed to it from outside.

@@ -134,8 +134,8 @@ class _Common:
     def share_buffers(self) -> None:
         """Gives every process the first one's buffers (the norms' running statistics), as DDP does.
 
-        Norms are not synchronised over processes while training: each sees its own share of the batch. What is saved
-        and what is validated are the first process's statistics.
+        On the CPU norms are not synchronised over processes while training: each sees its own share of the batch. What
+        is saved and what is validated are the first process's statistics.
         """
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             for buffer in self.module.buffers():
@@ -291,6 +291,7 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
                 "zero_optimization": {"stage": 0},
                 "gradient_accumulation_steps": 1,
             }
+        compat.forget_deepspeed_autocast()
         prepared = super().prepare(model, **kwargs)
         self._after_prepare()
         return prepared

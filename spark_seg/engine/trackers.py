@@ -16,10 +16,10 @@ from spark_seg.atomic import write_bytes
 from spark_seg.errors import UserError, nearest
 
 _IDS = "trackers.json"
-WANDB_KEYS = (
-    ["project", "entity", "name", "group", "job_type", "tags", "notes", "mode", "dir"]
-    + ["id", "settings", "save_code", "anonymous"]
-)  # fmt: skip
+WANDB_KEYS = [
+    *("project", "entity", "name", "group", "job_type", "tags", "notes", "mode", "dir"),
+    *("id", "settings", "save_code", "anonymous"),
+]
 MLFLOW_KEYS = ["tracking_uri", "experiment_name", "run_name", "tags"]
 
 

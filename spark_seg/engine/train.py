@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from spark_seg.atomic import make_folder
 from spark_seg.engine.build import training_runner
+from spark_seg.engine.combinations import require_possible
 from spark_seg.engine.failures import forget_first, recorded
 from spark_seg.engine.folder import newest_whole, require_whole
 from spark_seg.engine.launch import first_process, from_first, start_process_group, this_process
@@ -47,6 +50,7 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
             f"--strategy single runs in one process and {this_process().world_size} were started: leave it out for "
             "DeepSpeed, or start without torchrun and srun"
         )
+    require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
     first_process(forget_first, cfg.work_dir)
     # One process decides for all: a network file system may show each of them something else.
     source = from_first(first_process(find_resume, cfg.work_dir, resume))

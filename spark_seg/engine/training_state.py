@@ -106,8 +106,16 @@ def _create(optimizer: Any, module: nn.Module, keys: list[str], step: torch.Tens
     for owner in owners:
         base.state[owner] = {key: torch.zeros_like(owner) for key in keys}
         if step is not None:
-            base.state[owner][_STEP] = step.clone()
+            base.state[owner][_STEP] = _own_step(base, owner, step)
     _link(optimizer)
+
+
+def _own_step(base: torch.optim.Optimizer, owner: torch.Tensor, step: torch.Tensor) -> Any:
+    """The step count as this optimizer keeps it."""
+    if type(base).__name__ == "DeepSpeedCPUAdam":
+        return int(step)
+    on_device = any(group.get("fused") or group.get("capturable") for group in base.param_groups)
+    return step.clone().to(owner.device) if on_device else step.clone()
 
 
 def _link(optimizer: Any) -> None:

@@ -175,6 +175,31 @@ def test_refused_with_the_reason(world_size: int, options: dict[str, Any], told:
     assert "\n" not in str(caught.value)
 
 
+def test_averaged_weights_and_offloading_are_counted() -> None:
+    bare, averaged = plan(8), plan(8, ema_decay=0.999)
+    weights = 4 * sum(bare.parameters.values())
+    for one, other in zip(bare.stages, averaged.stages, strict=True):
+        assert other.ema == pytest.approx(weights / (8 if one.stage == 3 else 1), abs=8)
+        assert other.total == one.total + other.ema
+    moved = plan(8, offload="optimizer", zero_stage=2)
+    for one, other in zip(bare.stages, moved.stages, strict=True):
+        assert other.total + other.host == one.total, "moved, not lost"
+        assert (other.host > 0) == (one.stage > 0)
+        if one.stage:  # fp32 copy, gradients, two moments of an eighth
+            assert other.host == pytest.approx(4 * weights / 8, abs=32)
+    whole = plan(8, offload="optimizer+parameters", zero_stage=3)
+    assert whole.stages[3].host == pytest.approx(5 * weights / 8, abs=32)
+    lines = plan_lines(plan(8, offload="optimizer", zero_stage=2, ema_decay=0.999))
+    assert any("averaged weights (ema_decay)" in line for line in lines)
+    assert any("in the CPU's memory (offload)" in line for line in lines)
+
+
+def test_activation_checkpointing_is_counted() -> None:
+    kept = plan(precision="fp32", image_size=128).stages[0].activations
+    again = plan(precision="fp32", image_size=128, activation_checkpointing=True).stages[0]
+    assert again.activations < 0.6 * kept
+
+
 def test_single_has_no_stages() -> None:
     assert [s.stage for s in plan(strategy="single").stages] == [0]
 

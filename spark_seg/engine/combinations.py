@@ -1,0 +1,214 @@
+"""What cannot be combined, with the reasons, in one place.
+
+Asked when a training is built, before a former run is moved or anything is written, and by `--dry-run`.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from spark_seg.errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+# Optimizers of torch that treat each number alone, so that ZeRO may cut parameters anywhere; DeepSpeed itself vouches
+# for Adam and AdamW only and wants to be told of the others (`zero_allow_untested_optimizer`).
+ELEMENTWISE = frozenset(
+    (
+        *(
+            "Adam",
+            "AdamW",
+            "SGD",
+            "RMSprop",
+            "Adagrad",
+            "Adadelta",
+            "Adamax",
+            "NAdam",
+            "RAdam",
+            "ASGD",
+        ),
+        *("Rprop", "DeepSpeedCPUAdam", "FusedAdam"),
+    )
+)
+_ADAM = ("Adam", "AdamW", "DeepSpeedCPUAdam")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a training asks for and where it would run.
+
+    Attributes:
+        strategy: `deepspeed` or `single`.
+        stage: The ZeRO stage; 0 for `single`.
+        world_size: Processes.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        offload: None, `optimizer` or `optimizer+parameters`.
+        optimizer: Its type and arguments.
+        activation_checkpointing, freeze_backbone: Likewise.
+        cuda: Whether there is a GPU; None where the training would run elsewhere (a dry run).
+        bf16: Whether that GPU computes in bf16.
+        trackers: What stands in the way of W&B and MLflow here.
+    """
+
+    strategy: str
+    stage: int
+    world_size: int
+    precision: str
+    offload: str | None
+    optimizer: dict[str, Any]
+    activation_checkpointing: bool
+    freeze_backbone: bool
+    cuda: bool | None
+    bf16: bool
+    trackers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cfg: "Config", strategy: str, world_size: int, cuda: bool | None) -> "Setting":
+        """The setting of a loaded config."""
+        import torch
+
+        from spark_seg.engine.trackers import check_trackers
+
+        zero = cfg.strategy.get("zero_optimization") or {}
+        here = [] if cuda is None else check_trackers(cfg.get("wandb"), cfg.get("mlflow"))
+        return cls(
+            strategy=strategy,
+            stage=int(zero.get("stage", 0)) if strategy == "deepspeed" else 0,
+            world_size=world_size,
+            precision=cfg.get("precision", "auto"),
+            offload=cfg.get("offload"),
+            optimizer=dict(cfg.optim_wrapper.optimizer),
+            activation_checkpointing=bool(cfg.get("activation_checkpointing")),
+            freeze_backbone=bool(cfg.get("freeze_backbone")),
+            cuda=cuda,
+            bf16=bool(cuda) and torch.cuda.is_bf16_supported(),
+            trackers=tuple(line for _, line in here),
+        )
+
+
+def _type(s: Setting) -> str:
+    return str(s.optimizer.get("type"))
+
+
+def missing_for_offload() -> str | None:
+    """What keeps DeepSpeed from compiling its Adam for the CPU; None where nothing does."""
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        return "no C++ compiler is on the PATH (Debian: apt-get install g++)"
+    if shutil.which("ninja") is None:
+        try:
+            import ninja  # noqa: F401
+        except ImportError:
+            return "ninja is missing (pip install ninja)"
+    return None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that is refused.
+
+    Attributes:
+        name: For tests and docs.
+        applies: Whether a setting is one of these.
+        reason: One line: what, why, what to do instead.
+    """
+
+    name: str
+    applies: Callable[[Setting], bool]
+    reason: Callable[[Setting], str]
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        "single-many",
+        lambda s: s.strategy == "single" and s.world_size > 1,
+        lambda s: f"--strategy single runs in one process, not in {s.world_size}: leave it out for DeepSpeed",
+    ),
+    Refusal(
+        "fp16-cpu",
+        lambda s: s.precision == "fp16" and s.cuda is False,
+        lambda s: "precision='fp16' is for GPUs: a CPU computes fp16 in fp32 and more slowly; use 'bf16' or 'fp32'",
+    ),
+    Refusal(
+        "bf16-old-gpu",
+        lambda s: s.precision == "bf16" and s.cuda is True and not s.bf16,
+        lambda s: "precision='bf16': this GPU does not compute in bf16 (Ampere and later do); use 'fp16' or 'fp32'",
+    ),
+    Refusal(
+        "offload-single",
+        lambda s: s.offload is not None and s.strategy == "single",
+        lambda s: f"offload={s.offload!r} is DeepSpeed's: leave out --strategy single, or offload=None",
+    ),
+    Refusal(
+        "offload-stage-0",
+        lambda s: s.offload is not None and s.strategy != "single" and s.stage == 0,
+        lambda s: f"offload={s.offload!r} with zero_stage=0: nothing is partitioned that could be kept in the CPU's "
+        "memory; use zero_stage 1, 2 or 3",
+    ),
+    Refusal(
+        "offload-parameters",
+        lambda s: s.offload == "optimizer+parameters" and s.stage in (1, 2),
+        lambda s: f"offload='optimizer+parameters' with zero_stage={s.stage}: every GPU keeps all parameters below "
+        "stage 3; use zero_stage=3, or offload='optimizer'",
+    ),
+    Refusal(
+        "offload-optimizer",
+        lambda s: s.offload is not None and _type(s) not in _ADAM,
+        lambda s: f"offload={s.offload!r} with {_type(s)}: DeepSpeed has Adam and AdamW for the CPU; use one of these, "
+        "or offload=None",
+    ),
+    Refusal(
+        "offload-amsgrad",
+        lambda s: s.offload is not None and bool(s.optimizer.get("amsgrad")),
+        lambda s: f"offload={s.offload!r} with amsgrad: DeepSpeed's Adam for the CPU has none; use amsgrad=False",
+    ),
+    Refusal(
+        "offload-build",
+        lambda s: s.offload is not None and s.cuda is not None and missing_for_offload() is not None,
+        lambda s: f"offload={s.offload!r} needs DeepSpeed's compiled Adam, which cannot be built here: "
+        f"{missing_for_offload()}",
+    ),
+    Refusal(
+        "lbfgs",
+        lambda s: _type(s) == "LBFGS",
+        lambda s: "LBFGS computes a step's loss several times, which no training here does; use AdamW",
+    ),
+    Refusal(
+        "zero-optimizer",
+        lambda s: s.stage > 0 and _type(s) != "LBFGS" and _type(s) not in ELEMENTWISE,
+        lambda s: f"{_type(s)} with zero_stage={s.stage}: ZeRO cuts parameters into parts, and this optimizer looks "
+        "at whole ones, or may; use zero_stage=0, or AdamW",
+    ),
+    Refusal(
+        "checkpointing-frozen",
+        lambda s: s.activation_checkpointing and s.freeze_backbone,
+        lambda s: "activation_checkpointing with freeze_backbone: a frozen backbone keeps no activations, nothing "
+        "would be saved; set one of them to False",
+    ),
+    Refusal(
+        "trackers",
+        lambda s: bool(s.trackers),
+        lambda s: s.trackers[0],
+    ),
+)  # fmt: skip
+
+
+def require_possible(
+    cfg: "Config", strategy: str, world_size: int, cuda: bool | None = None
+) -> None:
+    """Refuses what cannot work.
+
+    Args:
+        cfg: As from `spark_seg.config.load_config`.
+        strategy: `deepspeed` or `single`.
+        world_size: Processes.
+        cuda: Whether the training has a GPU; None where it would run elsewhere, so that this machine says nothing.
+
+    Raises:
+        UserError: It cannot, with the reason.
+    """
+    setting = Setting.of(cfg, strategy, world_size, cuda)
+    for refusal in REFUSALS:
+        if refusal.applies(setting):
+            raise UserError(refusal.reason(setting))
