@@ -21,7 +21,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.drop import DropPath
 from mmcv.cnn.bricks.wrappers import Conv2d
-from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN
+from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN, MixVisionTransformer
 from mmseg.models.decode_heads import SegformerHead
 from mmseg.models.utils import PatchEmbed
 from torch import Tensor, nn
@@ -36,6 +36,45 @@ from spark_seg.models.fast_layers import (
     nchw_to_nlc,
     nlc_to_nchw,
 )
+from spark_seg.models.heads import PaperSegformerHead
+
+
+class Freezable(nn.Module):
+    """A module that may hold a faster forward for constant weights (`fast_inference.freeze_weights`)."""
+
+    frozen: Any = None
+
+    def train(self, mode: bool = True) -> Any:
+        """Training ends the freeze."""
+        if mode:
+            self.frozen = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.frozen = None  # moved or cast
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.frozen = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class FastMixVisionTransformer(Freezable, MixVisionTransformer):
+    """The backbone; its maps have their channels last."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] -> a map [B, C_i, H_i, W_i] of each stage in `out_indices`."""
+        if self.frozen is not None and self.frozen.usable(self, x):
+            return self.frozen(x)
+        outs = []
+        for i, (embed, blocks, norm) in enumerate(self.layers):
+            x, size = embed(x)
+            for block in blocks:
+                x = block(x, size)
+            x = nlc_to_nchw(norm(x), size)
+            if i in self.out_indices:
+                outs.append(x)
+        return outs
 
 
 class FastPatchEmbed(PatchEmbed):
@@ -74,12 +113,14 @@ class FastAttention(EfficientMultiheadAttention):
         return add_branch(x if identity is None else identity, out, self.dropout_layer)
 
 
-class FastSegformerHead(SegformerHead):
+class FastSegformerHead(Freezable, SegformerHead):
     """The all-MLP head."""
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps [B, C_i, H_i, W_i] of the backbone -> logits [B, classes, H_0, W_0]."""
         inputs = self._transform_inputs(inputs)
+        if self.frozen is not None and self.frozen.usable(self, inputs[0]):
+            return self.frozen(inputs)
         maps = [conv(x) for conv, x in zip(self.convs, inputs, strict=True)]
         size = inputs[0].shape[2:]
         return self.cls_seg(self.fusion_conv(maps, size, self.interpolate_mode, self.align_corners))
@@ -91,6 +132,10 @@ class FastSegformerHead(SegformerHead):
             # Whole channels are dropped or scaled: what becomes of ones says all of it.
             gain = self.dropout(feat.new_ones(*feat.shape[:2], 1, 1)).flatten(1)
         return self.conv_seg(feat, gain=gain).contiguous()
+
+
+class FastPaperSegformerHead(FastSegformerHead, PaperSegformerHead):
+    """The same for the paper's head, whose projections have neither norm nor activation."""
 
 
 def add_branch(identity: Tensor, branch: Tensor, drop: Any) -> Tensor:
@@ -123,6 +168,8 @@ def accelerate(model: nn.Module) -> int:
             if type(module) is stock and convert(module):
                 module.__class__ = fast
             count += type(module) is fast
+        if type(module) is MixVisionTransformer:
+            module.__class__ = FastMixVisionTransformer
     if not count:
         warnings.warn(
             f"accelerate: {type(model).__name__} has no SegFormer parts that could be made faster",
@@ -198,4 +245,5 @@ _CONVERSIONS: tuple[tuple[type, type, Callable[[Any], bool]], ...] = (
     (MixFFN, FastMixFFN, _convert_ffn),
     (EfficientMultiheadAttention, FastAttention, _convert_attention),
     (SegformerHead, FastSegformerHead, _convert_head),
+    (PaperSegformerHead, FastPaperSegformerHead, _convert_head),
 )

@@ -1,0 +1,314 @@
+"""SegFormer with constant weights: what a prediction computes again and again is computed once.
+
+`freeze_weights(model, dtype)` prepares an accelerated model (`fast_segformer.accelerate`) for prediction:
+
+- Weights are kept in the dtype that is computed in (autocast casts all of them in every forward), norms of the head
+  folded into them, and on CPUs in the layout that oneDNN multiplies fastest.
+- A block's results are added in place, and tokens stay as they lie from the image to the logits.
+- On CPUs the depthwise convolution and GELU are one pass, the head's first layers and ReLU too (torch's own
+  operators for that, which Inductor calls). Where they are missing, plain operators take their place.
+
+The result is the accelerated model's up to rounding. It is used where no gradient is wanted, in eval mode, and under no
+autocast but the frozen dtype's; training mode, loading weights, and moving or casting the model end it.
+
+Shapes: B images, C channels, H and W of a feature map, L = H * W tokens, K keys, D channels of an attention head.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spark_seg.models.fast_layers import (
+    Affine,
+    attend,
+    nchw_to_nlc,
+    nlc_to_nchw,
+    norm_as_affine,
+    to_nchw,
+)
+
+Layer = Callable[[Tensor], Tensor]
+_ROWS = 1024  # tokens that packed weights are laid out for; others work too
+
+
+class Frozen:
+    """What a frozen module holds; neither copied, pickled nor saved with it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def usable(self, module: nn.Module, x: Tensor) -> bool:
+        """Whether the frozen forward may stand in for the module's own, for an input `x`."""
+        if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if torch.jit.is_tracing() or not x.is_floating_point():
+            return False
+        device = x.device.type
+        wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return wanted in (None, self.dtype) and (wanted is not None or x.dtype == self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy of the module computes as it did before it was frozen
+
+
+def linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, after: str = "none") -> Layer:
+    """Weight [O, C] and bias [O] as a function of tokens [..., C] -> [..., O], followed by `none` or `relu`."""
+    weight = weight.detach().to(dtype).contiguous()
+    bias = None if bias is None else bias.detach().to(dtype).contiguous()
+    if len(weight) >= 8 and fused_operators(weight.device, dtype):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        run = torch.ops.mkldnn._linear_pointwise.default
+        return lambda x: run(x, packed, bias, after, [], "")
+    if after == "relu":
+        return lambda x: F.linear(x, weight, bias).relu_()
+    return lambda x: F.linear(x, weight, bias)
+
+
+def convolution(conv: nn.Conv2d, dtype: torch.dtype, after: str = "none") -> Layer:
+    """A convolution of maps with channels last, followed by `none` or `gelu`."""
+    weight = conv.weight.detach().to(dtype)
+    bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+    stride, padding, dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+    groups = conv.groups
+    if fused_operators(weight.device, dtype):
+        size = [1, conv.in_channels, 64, 64]
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, padding, stride, dilation, groups, size
+        )
+        run = torch.ops.mkldnn._convolution_pointwise.default
+        return lambda x: run(x, packed, bias, padding, stride, dilation, groups, after, [], "none")
+    weight = weight.contiguous(memory_format=torch.channels_last)
+
+    def plain(x: Tensor) -> Tensor:
+        out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return F.gelu(out) if after == "gelu" else out
+
+    return plain
+
+
+def layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Layer:
+    """A layer norm of tokens."""
+    weight, bias = (p.detach().to(dtype) for p in (norm.weight, norm.bias))
+    shape, eps = norm.normalized_shape, norm.eps
+    return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+
+
+@functools.cache
+def fused_operators(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's fused oneDNN operators work here. They are its own, without promise: each is tried first."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        with torch.no_grad():
+            x, weight = (torch.randn(n, 16, generator=generator).to(dtype) for n in (64, 32))
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+            ours = torch.ops.mkldnn._linear_pointwise(
+                x, packed, x[0, :1].expand(32).contiguous(), "relu", [], ""
+            )
+            theirs = (x @ weight.t() + x[0, :1]).relu()
+            maps = to_nchw(x.view(2, 4, 8, 16))
+            kernel = torch.randn(16, 1, 3, 3, generator=generator).to(dtype)
+            sides: tuple[list[int], ...] = ([1, 1], [1, 1], [1, 1])
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                kernel, *sides, 16, [1, 16, 64, 64]
+            )
+            convolved = torch.ops.mkldnn._convolution_pointwise(
+                maps, packed, x[0], *sides, 16, "gelu", [], "none"
+            )
+            expected = F.gelu(F.conv2d(maps, kernel, x[0], padding=1, groups=16))
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+        return False
+    limit = 1e-4 if dtype == torch.float32 else 0.2
+    return bool((ours - theirs).abs().max() < limit and (convolved - expected).abs().max() < limit)
+
+
+class FrozenAttention(Frozen):
+    """Efficient self-attention without its norm before and its addition after."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        attention, channels = module.attn, module.attn.embed_dim
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        biases = (None, None) if bias is None else bias.split((channels, 2 * channels))
+        self.heads = (attention.num_heads, attention.head_dim)
+        self.reduce = convolution(module.sr, dtype) if module.sr_ratio > 1 else None
+        self.norm = layer_norm(module.norm, dtype) if module.sr_ratio > 1 else None
+        if self.reduce is None:
+            self.qkv = linear(weight, bias, dtype)
+        else:
+            parts = weight.split((channels, 2 * channels))
+            self.q, self.kv = (linear(w, b, dtype) for w, b in zip(parts, biases, strict=True))
+        self.out = linear(attention.out_proj.weight, attention.out_proj.bias, dtype)
+
+    def __call__(self, x: Tensor, hw: Sequence[int]) -> Tensor:
+        """Tokens [B, L, C] -> [B, L, C]."""
+        if self.reduce is None or self.norm is None:
+            qkv = self.qkv(x).unflatten(-1, (3, *self.heads))
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            keys = self.norm(nchw_to_nlc(self.reduce(nlc_to_nchw(x, hw))))
+            q = self.q(x).unflatten(-1, self.heads).transpose(1, 2)
+            k, v = self.kv(keys).unflatten(-1, (2, *self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(attend(q, k, v))
+
+
+class FrozenStage(Frozen):
+    """Patch embedding, blocks and norm of a stage."""
+
+    def __init__(self, embed: Any, blocks: Any, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.embed = convolution(embed.projection, dtype)
+        self.embed_norm = layer_norm(embed.norm, dtype)
+        self.blocks: list[tuple[Layer, FrozenAttention, Layer, Layer, Layer, Layer]] = []
+        for block in blocks:
+            fc1, depthwise, _, _, fc2, _ = block.ffn.layers
+            self.blocks.append(
+                (
+                    layer_norm(block.norm1, dtype),
+                    FrozenAttention(block.attn, dtype),
+                    layer_norm(block.norm2, dtype),
+                    linear(*fc1.matrix(), dtype),
+                    convolution(depthwise, dtype, after="gelu"),
+                    linear(*fc2.matrix(), dtype),
+                )
+            )
+        self.norm = layer_norm(norm, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W'] with channels last."""
+        x = self.embed(x)
+        hw = x.shape[2:]
+        x = self.embed_norm(nchw_to_nlc(x))
+        for norm1, attention, norm2, fc1, depthwise_gelu, fc2 in self.blocks:
+            x += attention(norm1(x), hw)
+            x += fc2(nchw_to_nlc(depthwise_gelu(nlc_to_nchw(fc1(norm2(x)), hw))))
+        return nlc_to_nchw(self.norm(x), hw)
+
+
+class FrozenBackbone(Frozen):
+    """A MixVisionTransformer's forward."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.stages = [FrozenStage(*stage, dtype) for stage in module.layers]
+        self.kept = module.out_indices
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] -> maps [B, C_i, H_i, W_i] with channels last."""
+        outs = []
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.dtype, memory_format=torch.channels_last)
+            for i, stage in enumerate(self.stages):
+                x = stage(x)
+                if i in self.kept:
+                    outs.append(x)
+        return outs
+
+
+class FrozenHead(Frozen):
+    """A SegformerHead's forward."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        affines = [_affine(block) for block in (*module.convs, module.fusion_conv)]
+        self.embed = [
+            linear(*block.conv.matrix(affine), dtype, after="relu")
+            for block, affine in zip(module.convs, affines[:-1], strict=True)
+        ]
+        weight, bias = module.fusion_conv.conv.matrix(affines[-1])
+        parts = weight.split([block.conv.out_channels for block in module.convs], dim=1)
+        last = len(parts) - 1  # the smallest map: resizing leaves a constant as it is
+        self.fuse = [linear(p, bias if i == last else None, dtype) for i, p in enumerate(parts)]
+        self.classify = linear(*module.conv_seg.matrix(), dtype)
+        self.resize = {"mode": module.interpolate_mode, "align_corners": module.align_corners}
+
+    def __call__(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps [B, C_i, H_i, W_i] -> logits [B, classes, H_0, W_0]."""
+        size = maps[0].shape[2:]
+        total: Tensor | None = None
+        with torch.autocast(maps[0].device.type, enabled=False):
+            for x, embed, fuse in reversed(list(zip(maps, self.embed, self.fuse, strict=True))):
+                tokens = fuse(embed(nchw_to_nlc(x.to(self.dtype))))
+                out = nlc_to_nchw(tokens, x.shape[2:])
+                if x.shape[2:] != size:
+                    out = F.interpolate(out, size=size, **self.resize)
+                total = out if total is None else total.add_(out)
+            assert total is not None
+            return to_nchw(self.classify(total.relu_().permute(0, 2, 3, 1))).contiguous()
+
+
+def _affine(block: Any) -> Affine | None:
+    if not block.with_norm:
+        return None
+    affine = norm_as_affine(block.norm)
+    if affine is None:
+        raise ValueError("a norm of the head cannot be folded")
+    return affine
+
+
+def freeze_weights(model: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+    """Prepares an accelerated model for prediction with weights that stay as they are.
+
+    Args:
+        model: In eval mode, on its device. What is not in the accelerated form is left alone.
+        dtype: What to compute in; with `torch.bfloat16` the frozen forwards run under autocast of that dtype.
+
+    Returns:
+        Whether backbone or head are frozen.
+    """
+    from spark_seg.models import fast_segformer as fast
+
+    done = False
+    for module in list(model.modules()):
+        if type(module) is fast.FastMixVisionTransformer and _is_usual_backbone(module, fast):
+            module.frozen, done = FrozenBackbone(module, dtype), True
+        elif type(module) is fast.FastSegformerHead and _is_usual_head(module):
+            module.frozen, done = FrozenHead(module, dtype), True
+    return done
+
+
+def _is_usual_backbone(module: Any, fast: Any) -> bool:
+    def affine(norm: Any) -> bool:
+        return type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
+
+    def usual(block: Any) -> bool:
+        activate = block.ffn.layers[2]
+        return bool(
+            type(block.attn) is fast.FastAttention
+            and type(block.ffn) is fast.FastMixFFN
+            and type(activate) is nn.GELU
+            and activate.approximate == "none"
+            and affine(block.norm1)
+            and affine(block.norm2)
+            and (block.attn.sr_ratio == 1 or affine(block.attn.norm))
+        )
+
+    return not module.training and all(
+        type(embed) is fast.FastPatchEmbed
+        and embed.adap_padding is None
+        and affine(embed.norm)
+        and affine(norm)
+        and all(usual(block) for block in blocks)
+        for embed, blocks, norm in module.layers
+    )
+
+
+def _is_usual_head(module: Any) -> bool:
+    blocks = [*module.convs, module.fusion_conv]
+    return (
+        not module.training
+        and all(
+            type(block.activate) is nn.ReLU
+            and (not block.with_norm or norm_as_affine(block.norm) is not None)
+            for block in blocks
+            if block.with_activation
+        )
+        and all(block.with_activation for block in blocks)
+    )
