@@ -3,11 +3,12 @@
 Modules here import argparse and nothing heavy at the top, so that `--help` answers at once.
 """
 
+import errno
 import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from spark_seg.errors import UserError, nearest
@@ -24,6 +25,17 @@ COMMANDS = {
     "convert": "weights in the form of mmsegmentation, Hugging Face or NVlabs",
     "fetch_weights": "download published weights, for compute nodes without network",
     "make_demo_data": "render SPARK-like frames in the data's layout",
+}
+_UNREADABLE = {
+    errno.EACCES,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.ESTALE,
 }
 _WORKER_ERROR = re.compile(r"^(?:spark_seg\.errors\.)?User(?:FileNotFound)?Error: (.*)", re.M)
 
@@ -48,9 +60,15 @@ def run(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits: 0, its own code, 2 after a user's mistake (one line on stderr), 130 after Ctrl-C."""
     # torch asks for huge pages where it allocates much at once: a fifth of a CPU training step. Read at its import.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    module = importlib.import_module(f"spark_seg.cli.{name}")
+    call(importlib.import_module(f"spark_seg.cli.{name}").main, argv)
+
+
+def call(
+    main: Callable[[list[str] | None], int | None], argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Calls a command's `main` and exits as `run` does; also for `python -m` of a module that is a command."""
     try:
-        code = module.main(list(argv) if argv is not None else None)
+        code = main(list(argv) if argv is not None else None)
     except UserError as e:
         if getattr(e, "quiet", False):  # another process tells it
             raise SystemExit(2) from None
@@ -62,13 +80,34 @@ def run(name: str, argv: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as e:
-        from spark_seg.atomic import write_error
-
-        told = write_error(e, e.filename or "a file")
+        told = _file_error(e)
         if told is None:
             raise
-        _fail(str(told), 2)
+        _fail(told, 2)
     raise SystemExit(code or 0)
+
+
+def _file_error(error: OSError) -> str | None:
+    """What to tell of a file that could not be opened; None where it is not the user's to mend.
+
+    What we write is told where it is written (`spark_seg.atomic`), so most of what comes here was to be read.
+    """
+    from spark_seg.atomic import write_error
+
+    path = error.filename
+    if not isinstance(path, str | bytes | os.PathLike) or error.errno not in _UNREADABLE:
+        return _told(write_error(error, os.fsdecode(path) if path else "a file"))
+    name = os.fsdecode(path)
+    there, folder = os.path.exists(name), os.path.dirname(name) or "."
+    only_read = os.access(name, os.R_OK) and not os.access(name, os.W_OK)
+    shut = os.path.isdir(folder) and not os.access(folder, os.W_OK)
+    if error.errno != errno.ENOENT and (only_read if there else shut):
+        return _told(write_error(error, name))
+    return f"cannot read {name} ({os.strerror(error.errno)}): check the path and its permissions"
+
+
+def _told(error: UserError | None) -> str | None:
+    return None if error is None else str(error)
 
 
 def _message(error: UserError) -> str:

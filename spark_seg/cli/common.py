@@ -21,12 +21,19 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            options = [o for a in self._actions for o in a.option_strings]
-            self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0], options)}")
+            parsers = [self, *_subparsers(self)]
+            options = [o for p in parsers for a in p._actions for o in a.option_strings]
+            wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
+            self.error(f"unknown argument {wrong!r}{nearest(wrong, options)}")
         return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return [inner for action in kinds for inner in action.choices.values()]
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,13 @@
 """`compare.py A B`: is run B better than run A on the images that both have seen?"""
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_seg.cli.common import Parser
+from spark_seg.cli.rule import add_rule, chosen_rule
 from spark_seg.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from spark_seg.evaluation.challenge import ChallengeRule
     from spark_seg.evaluation.compare import Comparison, Difference
 
 MAIN = "spark/score"
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=10_000, help="default: 10000")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers into this file")
-    _add_rule(parser)
+    add_rule(parser)
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give a number from 0 up")
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     found = compare(
         load_counts(args.a),
         load_counts(args.b),
-        _rule(args),
+        chosen_rule(args),
         resamples=args.resamples,
         seed=args.seed,
     )
@@ -62,32 +61,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         _write(args.json, found)
     return 0
-
-
-def _add_rule(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--thresholds", type=float, nargs="+", help="of spark/score (default: 0.5 0.55 ... 0.95)"
-    )
-    parser.add_argument(
-        "--panel-share",
-        type=float,
-        help="least panel area, as a share of the body's, at which a panel counts (default: 0.05)",
-    )
-    parser.add_argument(
-        "--empty-union",
-        type=float,
-        help="what a part earns that is neither true nor predicted, where it counts (default: 0)",
-    )
-
-
-def _rule(args: argparse.Namespace) -> "ChallengeRule":
-    from spark_seg.evaluation.challenge import ChallengeRule
-
-    names = ("thresholds", "panel_share", "empty_union")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if "thresholds" in given:
-        given["thresholds"] = tuple(given["thresholds"])
-    return ChallengeRule(**given)
 
 
 def report_lines(

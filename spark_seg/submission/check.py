@@ -3,9 +3,7 @@
 python -m spark_seg.submission.check submission.zip --images FOLDER
 """
 
-import argparse
 import os
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spark_seg.cli.common import Parser
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.labels import from_submission
 from spark_seg.progress import Progress
@@ -252,7 +251,7 @@ def _shown(names: list[str], progress: bool) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the problems and a summary; 0 where the zip is fit to submit, 1 where it is not."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spark_seg.submission.check", description="Check a submission zip."
     )
     parser.add_argument("zip", help="the submission")
@@ -264,11 +263,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+    from spark_seg.cli import call
+
+    call(main)

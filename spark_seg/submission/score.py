@@ -3,12 +3,12 @@
 python -m spark_seg.submission.score submission.zip --truth FOLDER [--json FILE] [--counts FILE]
 """
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
 from spark_seg.atomic import make_folder
+from spark_seg.cli.common import Parser
+from spark_seg.cli.rule import add_rule, chosen_rule
 from spark_seg.datasets.memory import reuse_memory
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.evaluation.bootstrap import RESAMPLES
@@ -94,7 +94,7 @@ def score_zip(
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table that evaluation prints, and writes the same flat JSON on request."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spark_seg.submission.score", description="Score a submission against masks."
     )
     parser.add_argument("zip", help="the submission")
@@ -107,11 +107,13 @@ def main(argv: list[str] | None = None) -> int:
         default=RESAMPLES,
         help=f"of the bootstrap, for 95 %% intervals; 0: none (default: {RESAMPLES})",
     )
+    add_rule(parser)
     args = parser.parse_args(argv)
     if args.resamples < 0:
         raise UserError(f"--resamples {args.resamples}: give a number from 0 up")
+    rule = chosen_rule(args)
     counts = score_zip(args.zip, args.truth, progress=True)
-    found = summarize(counts, resamples=args.resamples)
+    found = summarize(counts, rule, resamples=args.resamples)
     print("\n".join(found.table))
     if args.json:
         make_folder(Path(args.json).parent)
@@ -123,11 +125,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+    from spark_seg.cli import call
+
+    call(main)

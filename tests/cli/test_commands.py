@@ -1,13 +1,16 @@
 """Every command answers at once, and names the nearest word after a slip."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from spark_seg.cli import COMMANDS, main, run
+from spark_seg.cli import COMMANDS, call, main, run
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
@@ -137,3 +140,70 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(train, "main", broken)
     with pytest.raises(ValueError, match="not a UserError"):
         run("train", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("check_dataset", ["--split", "val"], "did you mean '--splits'"),
+        ("check_dataset", ["--limit", "some"], "invalid int value"),
+        ("make_demo_data", ["--out", "x", "--image", "3"], "did you mean '--images'"),
+        ("make_demo_data", [], "--out"),
+    ],
+)
+def test_commands_over_data_name_the_nearest_option(
+    capsys: pytest.CaptureFixture[str], name: str, args: list[str], message: str
+) -> None:
+    assert message in fails(capsys, name, *args)
+
+
+def failing(error: OSError) -> Callable[[list[str] | None], int]:
+    def command(argv: list[str] | None = None) -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "told"),
+    [
+        (errno.EACCES, "there.csv", "cannot read {} (Permission denied)"),
+        (errno.EIO, "there.csv", "cannot read {} (Input/output error)"),
+        (errno.ENOENT, "none.csv", "cannot read {} (No such file or directory)"),
+        (errno.EISDIR, ".", "cannot read {} (Is a directory)"),
+        (errno.ESTALE, "none/none.csv", "cannot read {} (Stale file handle)"),
+        (errno.EROFS, "there.csv", "cannot write {} (Read-only file system)"),
+        (errno.ENOSPC, "there.csv", "no room left while writing {} (No space left on device)"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, name: str, told: str
+) -> None:
+    (tmp_path / "there.csv").write_text("")
+    path = str(tmp_path / name)
+    with pytest.raises(SystemExit) as e:
+        call(failing(OSError(code, os.strerror(code), path)))
+    assert e.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: " + told.format(path))
+
+
+@pytest.mark.parametrize(("there", "kind"), [("there.csv", os.R_OK), ("none.csv", 0)])
+def test_what_can_be_read_but_not_written_was_to_be_written(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    there: str,
+    kind: int,
+) -> None:
+    (tmp_path / "there.csv").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == kind)
+    with pytest.raises(SystemExit):
+        call(failing(PermissionError(errno.EACCES, "no", str(tmp_path / there))))
+    assert f"cannot write {tmp_path / there}" in capsys.readouterr().err
+
+
+def test_an_error_that_is_ours_keeps_its_traceback() -> None:
+    with pytest.raises(OSError, match="ours"):
+        call(failing(OSError(errno.EBADF, "ours")))

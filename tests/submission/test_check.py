@@ -269,6 +269,11 @@ def test_command_prints_the_first_problems_and_a_summary(tmp_path, images, capsy
     assert lines[11].endswith("NOT fit to submit: 17 problems, 3 of 20 images right")
 
 
+def test_a_misspelt_option_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean '--images'"):
+        main(["a.zip", "--images", "b", "--image", "c"])
+
+
 def test_exit_codes_from_the_command_line(tmp_path, images):
     def run(*args):
         return subprocess.run(

@@ -12,6 +12,7 @@ import pytest
 
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.evaluation.bootstrap import intervals
+from spark_seg.evaluation.challenge import ChallengeRule
 from spark_seg.evaluation.counts import confusion
 from spark_seg.evaluation.store import ImageCounts
 from spark_seg.evaluation.table import metrics_of, table_lines
@@ -100,6 +101,41 @@ def test_command_prints_the_table_and_writes_the_numbers(tmp_path, zipped, capsy
     assert json.loads(target.read_text()) == pytest.approx(metrics_of(counts))
     assert main([str(zipped), "--truth", str(truth), "--resamples", "0"]) == 0
     assert "intervals of 95 %" not in capsys.readouterr().out
+
+
+def test_the_rule_can_be_another(tmp_path, zipped):
+    truth = write_truth(tmp_path / "truth")
+    counts = score_zip(zipped, truth)
+    default = metrics_of(counts)["spark/score"]
+    for options, rule in (
+        (["--thresholds", "0.3", "0.97"], ChallengeRule((0.3, 0.97))),
+        (["--panel-share", "0.9"], ChallengeRule(panel_share=0.9)),
+        (
+            ["--thresholds", "0.9", "--panel-share", "0", "--empty-union", "1"],
+            ChallengeRule((0.9,), 0, 1),
+        ),
+    ):
+        out = tmp_path / "numbers.json"
+        args = [str(zipped), "--truth", str(truth), "--resamples", "0", "--json", str(out)]
+        assert main([*args, *options]) == 0
+        found = json.loads(out.read_text())
+        assert found["spark/score"] == metrics_of(counts, rule)["spark/score"] != default
+        assert found["spark/panel_images"] == metrics_of(counts, rule)["spark/panel_images"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", "0.5"], "did you mean '--thresholds'"),
+        (["--thresholds", "50"], "give IoU values from 0 to 1"),
+        (["--empty-union", "2"], "give a value from 0 to 1"),
+        (["--panel-share", "-1"], "give a share from 0 up"),
+        (["--resamples", "-1"], "give a number from 0 up"),
+    ],
+)
+def test_options_that_make_no_sense_are_told_before_the_zip_is_read(options, message):
+    with pytest.raises(UserError, match=message):
+        main(["none.zip", "--truth", "none", *options])
 
 
 def test_missing_truth(tmp_path, zipped):
