@@ -81,6 +81,15 @@ def build_cache(
                 bar.update()
 
         def make(shard: Shard) -> Built:
+            try:
+                return make_or_leave(shard)
+            except BaseException:
+                stop.set()  # before this thread takes the next one
+                raise
+
+        def make_or_leave(shard: Shard) -> Built:
+            if stop.is_set():
+                raise KeyboardInterrupt
             if _inode(shard.path) != started[shard.path] and is_current(shard, root, thorough):
                 with lock:
                     bar.update(len(shard.names))

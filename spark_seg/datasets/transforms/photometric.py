@@ -84,6 +84,7 @@ class ColorJitter(BaseTransform):
 
 # Y, I and Q (NTSC) of red, green and blue; Y is BT.601's grey
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_RGB = np.linalg.inv(_YIQ)
 
 
 def mean_grey(img: np.ndarray) -> float:
@@ -107,7 +108,7 @@ def colour_matrix(
     angle = 2 * np.pi * hue
     cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
     turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    rgb = np.linalg.inv(_YIQ) @ turn @ _YIQ
+    rgb = _RGB @ turn @ _YIQ
     linear = contrast * brightness * rgb[::-1, ::-1]
     # grey stays grey, so the offset is the same for all channels
     return np.column_stack([linear, np.full(3, (1 - contrast) * brightness * grey)])
