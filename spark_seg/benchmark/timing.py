@@ -1,10 +1,12 @@
 """Timing and tables that all benchmarks share."""
 
+import ctypes
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -90,3 +92,98 @@ def write_json(path: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str,
     make_folder(Path(path).parent)
     text = json.dumps({**about, "rows": list(rows)}, indent=1, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
+
+
+def race(
+    calls: Mapping[str, Callable[[], Any]], repeat: int, warmup: int = 2, cuda: bool = False
+) -> dict[str, dict[str, float]]:
+    """Times several calls in turn, so that what else the machine does meets all of them alike.
+
+    Args:
+        calls: What competes, by name. One that runs out of memory in its warm-up is left out.
+        repeat: Rounds that count, at least 1.
+        warmup: Calls of each before that do not, at least 1.
+        cuda: Whether the calls run on the GPU: timed by its own clock.
+
+    Returns:
+        For each call that fits the memory `median_ms`, `low_ms` and `high_ms` (quartiles), `cpu_ms` (the median of
+        what all of this process's threads computed) and `peak_mb`: the most memory it took over what the process held
+        before it (RSS; GPU: allocated).
+    """
+    peaks: dict[str, float] = {}
+    for name, call in calls.items():
+        try:
+            for _ in range(warmup):
+                call()
+            peaks[name] = peak_memory(call, cuda)
+        except (
+            RuntimeError
+        ) as error:  # torch.OutOfMemoryError is one; on CPUs torch has no class for it
+            if not _is_out_of_memory(error):
+                raise
+            print(f"{name}: out of memory", file=sys.stderr)
+    times: dict[str, list[float]] = {name: [] for name in peaks}
+    own: dict[str, list[float]] = {name: [] for name in peaks}
+    for _ in range(repeat):
+        for name in peaks:
+            busy = time.process_time()
+            times[name].append(_milliseconds(calls[name], cuda))
+            own[name].append(1e3 * (time.process_time() - busy))
+    found = {}
+    for name, values in times.items():
+        low, median, high = (
+            statistics.quantiles(values, n=4, method="inclusive") if repeat > 1 else values * 3
+        )
+        spread = {"median_ms": median, "low_ms": low, "high_ms": high}
+        found[name] = {**spread, "cpu_ms": statistics.median(own[name]), "peak_mb": peaks[name]}
+    return found
+
+
+def _milliseconds(call: Callable[[], Any], cuda: bool) -> float:
+    if not cuda:
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def peak_memory(call: Callable[[], Any], cuda: bool) -> float:
+    """The most memory that a call takes over what was held before it, in MB; NaN where the system does not say."""
+    if cuda:
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    try:
+        # what malloc keeps for reuse would hide what the call asks for
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
+    except (OSError, AttributeError):
+        call()
+        return float("nan")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1e3
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error)
+    return "out of memory" in text or "can't allocate memory" in text

@@ -1,0 +1,152 @@
+"""Who competes in `benchmark.py model` and `train`: SegFormer as others and we build it, of the same widths."""
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from spark_seg.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
+CLASSES = 3
+# Dense bf16 FLOP/s without sparsity, from the vendors' data sheets.
+_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+def add_options(parser: argparse.ArgumentParser, cases: tuple[str, ...]) -> None:
+    """What `model` and `train` share."""
+    add = parser.add_argument
+    add("--variants", nargs="+", default=["b0", "b2"], help="b0 to b5 (default: b0 b2)")
+    add("--sizes", nargs="+", type=int, default=[512], help="of the image (default: 512)")
+    add(
+        "--cases",
+        nargs="+",
+        default=list(cases),
+        help=f"of {' '.join(cases)} (default: all)",
+    )
+    add("--repeat", type=int, default=7, help="rounds (default: 7)")
+    add("--threads", type=int, help="of the CPU (default: torch's)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+
+
+def check_options(args: argparse.Namespace, cases: tuple[str, ...], impls: tuple[str, ...]) -> None:
+    """Raises a UserError for values that make no sense, with the nearest name."""
+    for option, given, known in (
+        ("--variants", args.variants, VARIANTS),
+        ("--cases", args.cases, cases),
+        ("--impls", args.impls or (), impls),
+    ):
+        for name in given:
+            if name not in known:
+                raise UserError(f"{option} {name}: no such name{nearest(name, known)}")
+    import torch
+
+    if min(args.sizes) < 32 or any(size % 32 for size in args.sizes):
+        raise UserError("--sizes wants multiples of 32")
+    if args.repeat < 1 or min(args.batches) < 1 or (args.threads or 1) < 1:
+        raise UserError("--repeat, --batches and --threads want 1 or more")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; leave --device out")
+
+
+def stock_model(variant: str) -> "nn.Module":
+    """mmseg's segmentor with random weights, as the configs describe it."""
+    import torch
+    from mmengine.registry import DefaultScope
+
+    import spark_seg.register  # noqa: F401
+    from spark_seg.config import load_config
+
+    from mmseg.registry import MODELS  # isort: skip  # after the shims
+
+    cfg = load_config(f"segformer_{variant}_spark.py", {"pretrained": None}, [])
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return MODELS.build(cfg.model)
+
+
+def fast_model(stock: "nn.Module") -> "nn.Module":
+    """Ours, of the same weights."""
+    from spark_seg.models.fast_segformer import accelerate
+
+    model = copy.deepcopy(stock)
+    accelerate(model)
+    return model
+
+
+def hugging_face_model(stock: Any, attention: str) -> "nn.Module":
+    """transformers' SegFormer of a stock model's widths, with random weights."""
+    import torch
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    backbone = stock.backbone
+    config = SegformerConfig(
+        num_labels=CLASSES,
+        depths=list(backbone.num_layers),
+        hidden_sizes=[backbone.embed_dims * heads for heads in backbone.num_heads],
+        num_attention_heads=list(backbone.num_heads),
+        sr_ratios=list(backbone.sr_ratios),
+        mlp_ratios=[4, 4, 4, 4],
+        decoder_hidden_size=stock.decode_head.channels,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(0)
+    return SegformerForSemanticSegmentation(config)
+
+
+def installed(name: str) -> bool:
+    """Whether an optional package is there."""
+    return importlib.util.find_spec(name) is not None
+
+
+def logits_of(model: "nn.Module") -> "Callable[[Tensor], Tensor]":
+    """A model's forward from normalised images [B, 3, H, W] to logits [B, classes, H / 4, W / 4]."""
+    if type(model).__module__.startswith("transformers."):
+        return lambda x: model(x).logits
+    return model
+
+
+def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[Any]:
+    """bf16 as a training or prediction of ours would compute in it; else nothing."""
+    import torch
+
+    return torch.autocast(device, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def utilisation(flops: float, milliseconds: float, device: str) -> float | None:
+    """Share of a GPU's peak that `flops` in a time are, where its peak is known."""
+    if device != "cuda":
+        return None
+    import torch
+
+    name = torch.cuda.get_device_name()
+    peaks = [peak for key, peak in _PEAKS.items() if key in name]
+    return flops / (milliseconds / 1e3) / peaks[0] if peaks else None
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Any:
+    """torch on so many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def require(package: str, named: bool) -> None:
+    """A package that is missing: an error where it was asked for by name, else nothing.
+
+    Raises:
+        UserError: With the command that installs it.
+    """
+    if named:
+        raise UserError(f"{package} is not installed: pip install {package}")
