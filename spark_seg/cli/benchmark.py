@@ -5,7 +5,7 @@ import importlib
 from spark_seg.cli.common import Parser, choose_device, quiet_libraries
 
 # Modules of spark_seg.benchmark: PURPOSE, add_options(parser), main(args) -> rows of one form.
-PARTS = ("data", "eval")
+PARTS = ("data", "eval", "infer", "model", "train")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,68 @@
+"""tools/benchmark.py infer: both ways make a zip, the rows say what they cost."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import tiny
+
+from spark_seg.cli.benchmark import main
+from spark_seg.errors import UserError
+
+
+@pytest.mark.slow
+def test_rows_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "infer.json"
+    folder = tiny.make_tree(tmp_path / "tree", train=1, val=1, test=3, size=64) / "stream-1-test"
+    options = ["--variants", "b0", "--sizes", "64", "--images", "3", "--repeat", "1"]
+    more = ["--images-dir", str(folder), "--workers", "0", "--json", str(target)]
+    assert main(["infer", *options, *more]) == 0
+    rows = json.loads(target.read_text())["rows"]
+    assert [row["impl"] for row in rows] == ["first project's way", "spark_seg, PyTorch fp32"]
+    stock, ours = rows
+    assert stock["ratio_to_stock"] == stock["equal_pixels"] == 1
+    assert ours["ratio_to_stock"] == pytest.approx(stock["median_ms"] / ours["median_ms"])
+    assert {row["case"] for row in rows} == {"infer_fp32"}
+    assert {(row["variant"], row["size"]) for row in rows} == {("b0", 64)}
+    assert 0.9 < ours["equal_pixels"] <= 1
+    assert "| infer_fp32 | b0 | 64 | spark_seg, PyTorch fp32 |" in capsys.readouterr().out
+
+
+def test_the_first_projects_way_makes_a_zip_that_passes(tmp_path: Path) -> None:
+    import torch
+
+    from spark_seg.benchmark.infer import _FirstProject
+    from spark_seg.submission.check import check_zip
+
+    folder = tiny.make_tree(tmp_path / "tree", train=1, val=1, test=2, size=64) / "stream-1-test"
+    images = sorted(map(str, folder.iterdir()))
+
+    class Config:
+        image_size = 32
+
+    def bright(x: torch.Tensor, mode: str) -> torch.Tensor:
+        assert x.shape == (1, 3, 32, 32)
+        gray = torch.nn.functional.avg_pool2d(x, 4).mean(1, keepdim=True)
+        return torch.cat([0 * gray, gray, gray - 100], 1)
+
+    _, _, path = _FirstProject(Config(), bright, images).timed(tmp_path, 2)  # type: ignore[arg-type]
+    report = check_zip(path, images)
+    assert report.ok, report.problems
+    assert not report.empty
+    assert len(zipfile.ZipFile(path).namelist()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variants", "b7"], "--variants b7: unknown"),
+        (["--precisions", "fp16"], "--precisions fp16"),
+        (["--images", "0"], "--images"),
+        (["--workers", "-1"], "--workers"),
+        (["--checkpoints", "a.pth"], "1 files for 2 variants"),
+    ],
+)
+def test_mistakes(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main(["infer", *options])
