@@ -188,10 +188,14 @@ def _drop_path(cfg: "Config", value: Any) -> None:
         backbone["drop_path_rate"] = value
 
 
+def _add_hook(cfg: "Config", hook: dict[str, Any]) -> None:
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), hook]
+
+
 def _patience(cfg: "Config", value: Any) -> None:
     options = dict(value) if isinstance(value, Mapping) else {"patience": value}
     metric = cfg.get("save_best", "spark/score")
-    cfg.custom_hooks.append(dict(type="PatienceHook", metric=metric) | options)
+    _add_hook(cfg, dict(type="PatienceHook", metric=metric) | options)
 
 
 def _multi_scale(cfg: "Config", value: Any) -> None:
@@ -205,7 +209,7 @@ def _multi_scale(cfg: "Config", value: Any) -> None:
             f"multi_scale: {largest} is above image_size={cfg.image_size}, at which frames are made: set image_size to "
             "the largest size"
         )
-    cfg.custom_hooks.append(dict(type="MultiScaleHook") | options)
+    _add_hook(cfg, dict(type="MultiScaleHook") | options)
 
 
 def _sampling(cfg: "Config", value: Any) -> None:

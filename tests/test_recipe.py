@@ -96,7 +96,7 @@ def test_head_and_the_rest() -> None:
         (dict(class_weights=[1, 2, 3], loss="dice"), "takes none"),
         (dict(schedule="cosin"), "did you mean 'cosine'"),
         (dict(schedule=dict(type="poly", pover=1)), "did you mean 'power'"),
-        (dict(optimizer="AdamV"), "did you mean 'AdamW'"),
+        (dict(optimizer="AdamV"), "did you mean 'Adam' or 'AdamW'"),
         (dict(optimizer=dict(type="SGD", betas=[0.9, 0.9])), "takes no argument 'betas'"),
         (dict(head="papr"), "did you mean 'paper'"),
         (dict(layer_decay=1.5), "layer_decay must be"),

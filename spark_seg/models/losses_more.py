@@ -235,7 +235,7 @@ class LovaszSoftmaxLoss(WeightedLoss):
         truth = truth * valid
         errors, order = ((truth - probs).abs() * valid).sort(dim=-1, descending=True)
         # A valid pixel without error may sort among the ignored ones; its own error of 0 makes its place irrelevant.
-        slopes = _lovasz_slopes(truth.gather(-1, order).to(probs.dtype))
+        slopes = _lovasz_slopes(truth.gather(-1, order)).to(probs.dtype)
         terms = (errors * slopes).sum(-1)  # [C, B]
         present = truth.sum(-1) > 0
         weights = self.per_class(logits)
@@ -247,11 +247,12 @@ class LovaszSoftmaxLoss(WeightedLoss):
 
 def _lovasz_slopes(truth: Tensor) -> Tensor:
     """The gradient of the Lovasz extension of 1 - IoU, of truths [..., N] sorted by error (the paper's algorithm 1)."""
+    # Integers: exact for frames of any size, and cumsum of floats has no deterministic kernel on a GPU.
     total = truth.sum(-1, keepdim=True)
     left = total - truth.cumsum(-1)
     union = total + (1 - truth).cumsum(-1)
-    jaccard = 1 - left / union.clamp(min=1)
-    return torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(total))
+    jaccard = 1 - left.double() / union.clamp(min=1)
+    return torch.diff(jaccard, dim=-1, prepend=torch.zeros_like(jaccard[..., :1]))
 
 
 @MODELS.register_module()

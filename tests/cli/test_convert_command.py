@@ -85,13 +85,14 @@ def test_transformers_reads_what_is_written(built: Any, tmp_path: Path) -> None:
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     set_norms(model, "huggingface")
-    image = torch.randn(1, 3, 64, 64)
+    theirs, model = theirs.double().eval(), model.double()
+    image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(
-            theirs.eval()(image).logits,
+            theirs(image).logits,
             model.decode_head(model.backbone(image)),
-            atol=1e-5,
-            rtol=1e-5,
+            atol=1e-10,
+            rtol=1e-10,
         )
 
 

@@ -90,20 +90,20 @@ def test_sizes_depend_on_seed_and_step_alone() -> None:
 
 
 def test_a_batch_is_resized_with_its_masks() -> None:
-    inputs = torch.rand(2, 3, 64, 96)
-    masks = torch.randint(0, 3, (2, 1, 64, 96))
+    inputs = torch.rand(2, 3, 64, 128)
+    masks = torch.randint(0, 3, (2, 1, 64, 128))
     masks[0, 0, :32, :48] = 255
     samples = [
         SimpleNamespace(gt_sem_seg=SimpleNamespace(data=m), set_metainfo=lambda meta: None)
         for m in masks
     ]
-    out, got = BatchResize(lambda: 48)(inputs, samples)
-    assert out.shape == (2, 3, 32, 48)
+    out, got = BatchResize(lambda: 64)(inputs, samples)
+    assert out.shape == (2, 3, 32, 64)
     for sample, mask in zip(got, masks, strict=True):
         assert sample.gt_sem_seg.data.dtype == torch.int64
         assert torch.equal(sample.gt_sem_seg.data, mask[:, 1::2, 1::2])
     torch.testing.assert_close(out.mean(), inputs.mean(), atol=1e-2, rtol=0)
-    same, _ = BatchResize(lambda: 96)(inputs, samples)
+    same, _ = BatchResize(lambda: 128)(inputs, samples)
     assert same is inputs
 
 

@@ -85,5 +85,5 @@ def test_it_computes_the_papers_function_accelerated_too(
         assert (results[1][1][name] - grad).abs().max() <= 1e-10 * max(scale, 1), name
     if not training:
         torch.testing.assert_close(
-            results[1][0], plain(model.double(), results[1][2]), rtol=1e-10, atol=1e-10
+            results[1][0], plain(stock.decode_head, results[1][2]), rtol=1e-10, atol=1e-10
         )

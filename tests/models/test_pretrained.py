@@ -198,6 +198,25 @@ def test_dead_address(models: Any, publish: Any, monkeypatch: pytest.MonkeyPatch
         load_pretrained(models(), "ade20k", "b0")
 
 
+@pytest.mark.parametrize("place", ["checkpoints/best", "."])
+def test_own_run_folder(models: Any, tmp_path: Path, place: str) -> None:
+    """A run's folder gives its best checkpoint, a checkpoint's folder itself; the norms' eps noted there holds."""
+    from spark_seg.engine.checkpoints import save_safetensors, with_norms
+    from spark_seg.engine.folder import WEIGHTS_FILE
+    from spark_seg.models.convert import norms_of
+
+    folder = tmp_path / "run" / place
+    folder.mkdir(parents=True)
+    state = with_norms(models(classes=3, value=2.0).state_dict(), "nvlabs")
+    save_safetensors(state, folder / WEIGHTS_FILE)
+    model = models()
+    report = load_pretrained(model, str(tmp_path / "run"), "b0")
+    assert report is not None
+    assert report.dropped == report.kept == ()
+    assert filled(model, 2.0) == set(model.state_dict())
+    assert norms_of(model) == "nvlabs"
+
+
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
 def test_own_file(models: Any, tmp_path: Path, form: str) -> None:
     from safetensors.torch import save_file
