@@ -42,6 +42,7 @@ setup(
         "pillow>=10",
         "psutil",
         "PyYAML>=6",
+        "tensorboard>=2.15",
         "tqdm",
         # mmsegmentation imports these two without asking for them
         "ftfy",
