@@ -60,7 +60,7 @@ def test_samples_depend_on_seed_and_index_alone(spark_tree, cache):
 
 def test_a_bad_file_is_an_error_unless_allowed(spark_tree):
     damage(spark_tree, 2)
-    with pytest.raises(UserError, match="image_00003_img.jpg: the file is truncated"):
+    with pytest.raises(UserError, match=r"image_00003_img\.jpg: the file is truncated"):
         epoch(build(spark_tree), 0)
 
 

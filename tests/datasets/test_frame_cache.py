@@ -91,7 +91,7 @@ def test_half_size_pictures(make_spark_tree, kind):
     if kind == "half_raw":
         assert not np.any(off)
     else:
-        assert 0 < np.mean(off) < 1.5
+        assert 0 < np.mean(off) < 3
 
 
 def test_validation_reads_whole_pictures(spark_tree):
@@ -162,7 +162,7 @@ def test_rules_are_those_of_the_labels():
     luma = rng.integers(0, 256, 4096, dtype=np.uint8)
     digest = hashlib.sha256(decode_mask(mask, "x").tobytes())
     digest.update(_nearest_by_luma(pixels, luma).tobytes())
-    assert (RULES["labels"], digest.hexdigest()[:16]) == ("1", "GOLDEN")
+    assert (RULES["labels"], digest.hexdigest()[:16]) == ("1", "056ff0d4e8e8cc70")
 
 
 # -------------------------------------------------------------------- building

@@ -105,7 +105,7 @@ def colour_matrix(
         saturation: A factor, of the chrominance in YIQ.
         hue: Its turn, as a share of the circle.
     """
-    angle = 2 * np.pi * hue
+    angle = -2 * np.pi * hue  # from red over green to blue, as HSV counts
     cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
     turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     rgb = _RGB @ turn @ _YIQ

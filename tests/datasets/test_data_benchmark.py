@@ -1,0 +1,34 @@
+"""`benchmark.py data`: rows of one form, over a small tree."""
+
+import json
+
+import pytest
+
+from spark_seg.cli.benchmark import main
+from spark_seg.errors import UserError
+
+
+def test_rows_and_table(spark_tree, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    options = ["--data-root", str(spark_tree), "--sizes", "32", "--frames", "3", "--batch", "2"]
+    assert main(["data", *options, "--repeat", "2", "--profile", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    ways = {"stock", "stock, cat_max_ratio=1", "ours, no cache", "ours, labels cached"}
+    ways |= {"ours, half-size JPEG", "ours, half-size raw"}
+    assert {row["impl"] for row in rows} == ways
+    assert {row["case"] for row in rows} == {"train_batch", "train_batch_uint8"}
+    for row in rows:
+        assert row["size"] == 32
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["images_per_s"] == pytest.approx(1000 / row["median_ms"])
+        if row["impl"] == "stock":
+            assert row["ratio_to_stock"] == 1
+    printed = capsys.readouterr().out
+    assert "| ours, half-size raw | RandomWarp |" in printed
+    assert "| stock | RandomCrop |" in printed
+    assert not (spark_tree / ".spark_cache").exists()  # the user's tree stays as it is
+
+
+def test_options_that_make_no_sense():
+    with pytest.raises(UserError, match="--sizes 32 or more"):
+        main(["data", "--sizes", "8"])
