@@ -187,9 +187,9 @@ def group_table(runs: Sequence[Run], by: str, labels: Sequence[str]) -> str:
         for name in names:
             for part, area in zip(found, areas, strict=True):
                 cells.append(_group_cell(part.get(label), _GROUP_COLUMNS[name], area.get(label)))
-        both = [part[label].metrics.get("mIoU/foreground") for part in found if label in part]
+        both = [part[label].metrics["mIoU/foreground"] for part in found if label in part]
         if len(runs) > 1:
-            known = len(both) == 2 and "–" not in cells
+            known = len(both) == 2
             cells.append(f"{100 * (both[1] - both[0]):+.1f}".replace("-", "−") if known else "–")
         rows.append(cells)
     heads = ["", "images", *(names if len(runs) == 1 else ["mIoU A", "B", "B − A"])]
