@@ -17,6 +17,7 @@ _RAW = -15
 _PACKERS = {"isal.isal_zlib": (1, -9, 9), "zlib_ng.zlib_ng": (2, -15, 9), "zlib": (6, -15, 9)}
 _UNPACKERS = ("zlib_ng.zlib_ng", "isal.isal_zlib", "zlib")
 _METHOD = 8
+_EXPANSION = 1032  # the most that deflate can: 258 bytes from two bits
 
 
 @functools.cache
@@ -56,15 +57,23 @@ def compress(parts: Iterable[bytes | memoryview]) -> tuple[bytes, int, int]:
 def decompress(packed: bytes, size: int) -> bytes | None:
     """What raw deflate holds, if that is exactly `size` bytes and all of it is there; None where it is not.
 
-    Never unpacks more than one byte beyond `size`.
+    However much it holds, no more is unpacked than four times what it should be. Bytes after its end are ignored, as
+    `zipfile` does.
     """
     module = _first(_UNPACKERS)[1]
-    stream = module.decompressobj(_RAW)
     try:
-        data = stream.decompress(packed, size + 1)
+        if len(packed) * _EXPANSION <= 4 * size:
+            data = module.decompress(
+                packed, _RAW, size
+            )  # into one piece of memory, several times as fast
+        else:
+            stream = module.decompressobj(_RAW)
+            data = stream.decompress(packed, size + 1)
+            if not stream.eof:
+                return None
     except (module.error, zlib.error):
         return None
-    return data if len(data) == size and stream.eof and not stream.unused_data else None
+    return data if len(data) == size else None
 
 
 def checksum(data: bytes) -> int:

@@ -78,10 +78,19 @@ def test_nothing_is_unpacked_beyond_what_it_says(library: str) -> None:
     assert deflate.decompress(packed, 1009) is None
     assert deflate.decompress(packed, 1011) is None
     assert deflate.decompress(packed[:-2], 1010) is None
-    assert deflate.decompress(packed + b"x", 1010) is None
+    assert deflate.decompress(packed + b"x", 1010) == whole
     assert deflate.decompress(b"\xff" * 50, 10) is None
     assert deflate.decompress(b"", 10) is None
     assert deflate.checksum(whole) == crc
+    # where it might hold a little more than it says, and where it cannot hold much more
+    large, _, size = deflate.compress([np.random.default_rng(0).bytes(50) * 10_000])
+    assert len(large) * 1032 > size
+    flat, _, size = deflate.compress([bytes(5_000_000)])
+    assert len(flat) * 1032 <= 4 * size
+    for wrong in (-1, 1):
+        assert deflate.decompress(flat, size + wrong) is None
+        assert deflate.decompress(flat[:-2], size) is None
+    assert deflate.decompress(flat, size) == bytes(size)
 
 
 def test_a_bomb_is_not_unpacked(library: str, monkeypatch: Any) -> None:
