@@ -9,11 +9,21 @@ def main(argv: list[str] | None = None) -> int:
     from spark_seg.datasets.demo import ensure_demo_data, make_demo_data
 
     make = make_demo_data if args.force else ensure_demo_data
-    made = make(args.out, args.images, args.size, args.seed, args.val, args.test, args.workers)
+    made = make(
+        args.out,
+        args.images,
+        args.size,
+        args.seed,
+        args.val,
+        args.test,
+        args.workers,
+        args.train_size,
+    )
     total, seconds = made["images"] + made["val"] + made["test"], made["seconds"]
     print(
         f"{made['root']}: {made['images']} train, {made['val']} val, {made['test']} test frames of "
         f"{made['size']} px, "
+        + (f"train {made['train_size']} px, " if "train_size" in made else "")
         + (f"{total / seconds:.1f} frames/s" if made["rendered"] else "already there")
     )
     m = made["measured"]
@@ -39,6 +49,7 @@ def _parser() -> Parser:
     add("--val", type=int, help="validation frames on top (a third of --images)")
     add("--test", type=int, help="test frames on top (a fifteenth of --images)")
     add("--size", type=int, default=1024, help="width and height in pixels (1024)")
+    add("--train-size", type=int, help="of the training frames (as --size)")
     add("--seed", type=int, default=0, help="other seeds, other frames (0)")
     add("--workers", type=int, help="processes (one per core)")
     add("--force", action="store_true", help="render anew even if the same tree is there")

@@ -237,3 +237,20 @@ def test_command_line(tmp_path: Path) -> None:
     wrong = subprocess.run([*command, "--size", "7"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_training_frames_may_be_smaller(tmp_path: Path) -> None:
+    made = make_demo_data(
+        tmp_path / "a", images=2, size=96, val=1, test=1, train_size=48, workers=1
+    )
+    assert made["train_size"] == 48
+    sizes = {
+        split: {cv2.imread(f.image).shape[:2] for f in list_frames(tmp_path / "a", split)}
+        for split in ("train", "val")
+    }
+    assert sizes == {"train": {(48, 48)}, "val": {(96, 96)}}
+    # another size of the training frames is another tree, none of its own the tree of before
+    again = ensure_demo_data(tmp_path / "a", images=2, size=96, val=1, test=1, train_size=48)
+    assert not again["rendered"]
+    whole = ensure_demo_data(tmp_path / "a", images=2, size=96, val=1, test=1, workers=1)
+    assert whole["rendered"] and "train_size" not in whole
