@@ -19,10 +19,11 @@ COMMANDS = {
     "report": "an HTML report again, or of two evaluations side by side",
     "infer": "predict a folder of images and write the submission zip",
     "compare": "is run B better than run A? a paired bootstrap over their images",
-    "benchmark": "measure what parts cost: eval",
+    "benchmark": "measure what parts cost, against stock mmsegmentation",
     "cache": "decode masks once, for fast training",
     "check_dataset": "look over a SPARK tree before training on it",
     "convert": "weights in the form of mmsegmentation, Hugging Face or NVlabs",
+    "export": "a model for ONNX Runtime, OpenVINO or plain torch, compared with PyTorch",
     "fetch_weights": "download published weights, for compute nodes without network",
     "make_demo_data": "render SPARK-like frames in the data's layout",
 }

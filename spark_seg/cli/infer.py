@@ -1,7 +1,11 @@
 """`infer.py CONFIG [CHECKPOINT] --out DIR`: predicts images and writes the submission zip."""
 
+import argparse
+
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
 from spark_seg.errors import UserError
+
+PRECISIONS = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16", "int8")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +33,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--keep-npz", action="store_true", help="leave the zip's members in npz/ beside it"
     )
+    parser.add_argument(
+        "--backend",
+        choices=("pytorch", *PRECISIONS),
+        default="pytorch",
+        help="what computes the network (default: pytorch)",
+    )
+    parser.add_argument(
+        "--backend-precision",
+        choices=("fp32", "bf16", "int8"),
+        help="of openvino; pytorch's is the config's `precision` (default: fp32)",
+    )
+    parser.add_argument(
+        "--exported",
+        metavar="DIR",
+        help="files that tools/export.py wrote, for --backend (default: exported for this run)",
+    )
     args = parser.parse_args(argv)
+    check_backend(args)
     if args.overlays < 0:
         raise UserError(f"--overlays {args.overlays}: give a number from 0 up")
     cfg = prepare(args)
@@ -39,6 +60,18 @@ def main(argv: list[str] | None = None) -> int:
 
     from spark_seg.submission.run import infer
 
+    segmentor = None
+    if args.backend != "pytorch":
+        from spark_seg.export.run import load_segmentor
+
+        segmentor = load_segmentor(
+            cfg,
+            checkpoint,
+            args.backend,
+            args.backend_precision or "fp32",
+            exported=args.exported,
+            trust=args.trust_checkpoint,
+        )
     writer = infer(
         cfg,
         checkpoint,
@@ -48,9 +81,27 @@ def main(argv: list[str] | None = None) -> int:
         keep_npz=args.keep_npz,
         strategy=args.strategy,
         trust=args.trust_checkpoint,
+        segmentor=segmentor,
     )
     if writer.report is None:  # not the first of several processes
         return 0
     print(writer.report.summary())
     print(f"submission: {writer.zip_path}")
     return 0
+
+
+def check_backend(args: argparse.Namespace) -> None:
+    """Raises a UserError for options that would have no effect together."""
+    given = args.backend_precision
+    if args.backend == "pytorch":
+        if given is not None:
+            raise UserError(
+                "--backend-precision is for --backend openvino; PyTorch's is --cfg-options precision=bf16"
+            )
+        if args.exported is not None:
+            raise UserError("--exported is for --backend onnxruntime or openvino")
+        return
+    if given is not None and given not in PRECISIONS[args.backend]:
+        raise UserError(f"--backend {args.backend} computes in fp32 only, not in {given}")
+    if args.device == "cuda" and args.backend == "openvino":
+        raise UserError("--backend openvino computes on the CPU: leave --device out")

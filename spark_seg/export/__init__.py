@@ -1,0 +1,1 @@
+"""A trained model for other runtimes: ONNX, OpenVINO, torch.export; each compared with PyTorch."""

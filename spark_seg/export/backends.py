@@ -1,0 +1,117 @@
+"""Runs exported files: ONNX Runtime and OpenVINO, and either in the PyTorch model's place."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spark_seg.errors import UserError
+from spark_seg.export.graph import require
+
+# What each computes in. OpenVINO takes bf16 from the fp32 file, where the CPU has it.
+PRECISIONS = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16", "int8")}
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def check_backend(backend: str, precision: str) -> None:
+    """Raises a UserError for a precision that a backend does not offer."""
+    if precision not in PRECISIONS[backend]:
+        raise UserError(
+            f"--backend {backend} computes in {', '.join(PRECISIONS[backend])}, not in {precision}"
+        )
+
+
+def load_backend(path: str | Path, backend: str, precision: str = "fp32") -> Runner:
+    """A function from pictures [B, 3, H, W] (dtype as exported) to logits fp32 [B, classes, H / 4, W / 4].
+
+    It computes on as many threads as torch does now.
+
+    Args:
+        path: .onnx, or for OpenVINO also .xml.
+        backend: `onnxruntime` or `openvino`.
+        precision: See `PRECISIONS`; `int8` wants a file that was quantised.
+
+    Raises:
+        UserError: The backend is not installed, does not offer the precision, or cannot read the file.
+    """
+    check_backend(backend, precision)
+    require(backend)
+    threads = torch.get_num_threads()
+    if backend == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        known = onnxruntime.get_available_providers()
+        providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in known]
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # its own classes share no useful base
+            raise UserError(f"onnxruntime cannot read {path}: {_first_line(error)}") from error
+        (name,) = (entry.name for entry in session.get_inputs())
+        return lambda images: session.run(None, {name: images})[0]
+    import openvino
+
+    hint = "bf16" if precision == "bf16" else "f32"
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("--backend-precision bf16: this CPU does not compute in bf16; use fp32")
+    options = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    try:
+        compiled = core.compile_model(str(path), "CPU", options)
+    except RuntimeError as error:
+        raise UserError(f"openvino cannot read {path}: {_first_line(error)}") from error
+    request = compiled.create_infer_request()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return request.infer([images], share_inputs=True)[0]
+
+    return run
+
+
+class ExportedSegmentor:
+    """Stands in for the PyTorch model (`spark_seg.models.predict.Segmentor`).
+
+    Args:
+        run: As from `load_backend`, of a file that normalises.
+        size: Height and width that the file was exported for.
+        identity: See `Segmentor`.
+    """
+
+    def __init__(self, run: Runner, size: int, identity: str) -> None:
+        self.run, self.size, self.identity = run, size, identity
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """N tensors uint8 [3, H, W] -> logits fp32 [N, C, H / 4, W / 4]."""
+        images = torch.stack(list(inputs)).contiguous()
+        if tuple(images.shape[2:]) != (self.size, self.size):
+            raise UserError(
+                f"the exported model takes {self.size} x {self.size} pixels and the test pipeline makes "
+                f"{images.shape[3]} x {images.shape[2]}: export with image_size={images.shape[3]}"
+            )
+        # a copy: the backend writes the next batch's logits over these
+        return torch.from_numpy(np.array(self.run(images.numpy()), dtype=np.float32))
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 over a file, and the weights beside it where it is OpenVINO's."""
+    digest = hashlib.sha256()
+    path = Path(path)
+    for part in (path, path.with_suffix(".bin")):
+        if part.is_file() and (part == path or path.suffix == ".xml"):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,254 @@
+"""A whole export: files, and what each of them does differently from PyTorch."""
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from spark_seg.atomic import make_folder, write_bytes
+from spark_seg.errors import UserError
+from spark_seg.export.backends import (
+    ExportedSegmentor,
+    Runner,
+    check_backend,
+    file_digest,
+    load_backend,
+)
+from spark_seg.export.graph import (
+    Graph,
+    export_onnx,
+    export_program,
+    quantise,
+    require,
+    save_openvino,
+    to_openvino,
+)
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+FORMATS = ("onnx", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch")
+CALIBRATION = 64  # training pictures
+ALLOWED = 0.5  # points of mIoU that int8 may cost
+RECORD = "export.json"
+_FILES = {"onnx": "model.onnx", "int8": "model_int8.xml", "fp32": "model.xml", "torch": "model.pt2"}
+
+
+def build_graph(cfg: "Config", checkpoint: str | Path, trust: bool) -> Graph:
+    """The config's model with a checkpoint's weights, ready to export."""
+    from mmseg.registry import MODELS
+
+    from spark_seg.engine.checkpoints import apply_state_dict, load_state_dict
+
+    model = MODELS.build(cfg.model)
+    apply_state_dict(model, load_state_dict(checkpoint, trust), checkpoint)
+    return Graph(model)
+
+
+def export(
+    cfg: "Config",
+    checkpoint: str | Path,
+    out: str | Path,
+    formats: Sequence[str] = ("onnx",),
+    frames: int = 100,
+    calibrate: int = CALIBRATION,
+    trust: bool = False,
+) -> list[dict[str, Any]]:
+    """Writes files of a model and compares each with PyTorch on frames of the val split.
+
+    Args:
+        cfg: As from `spark_seg.config.load_config`; its `image_size` is the files'.
+        checkpoint: What to export.
+        out: Folder of the files and of `export.json`.
+        formats: Of `FORMATS`. The OpenVINO fp32 and bf16 are one file, computed in either.
+        frames: How many frames to compare on, from the beginning of the split.
+        calibrate: How many training frames set int8's ranges.
+        trust: Whether the checkpoint may be unpickled without restriction.
+
+    Returns:
+        A row of each format: `format`, `file`, `frames`, `logits` (max |difference| / max |value|), `labels` (share of
+        pixels that change), `miou` and `change` (points of mIoU over the three classes; None without masks).
+    """
+    out = make_folder(out)
+    graph, size = build_graph(cfg, checkpoint, trust), int(cfg.image_size)
+    runs = {name: _write(graph, size, out, name, cfg, calibrate) for name in formats}
+    rows = compare(cfg, graph, runs, frames)
+    record = {"image_size": size, "checkpoint": str(checkpoint), "checks": rows}
+    write_bytes(out / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    return rows
+
+
+def _write(
+    graph: Graph, size: int, out: Path, name: str, cfg: "Config", calibrate: int
+) -> tuple[Path, Runner]:
+    if name == "torch":
+        path = out / _FILES["torch"]
+        program = export_program(graph, size, path).module()
+
+        def run(images: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return program(torch.from_numpy(images)).numpy()
+
+        return path, run
+    onnx = out / _FILES["onnx"]
+    if name == "onnx":
+        export_onnx(graph, size, onnx)
+        require("onnxruntime")
+        return onnx, load_backend(onnx, "onnxruntime")
+    precision = name.split("-")[1]
+    path = write_openvino(graph, size, out, precision, cfg, calibrate)
+    return path, load_backend(path, "openvino", precision)
+
+
+def write_openvino(
+    graph: Graph, size: int, out: Path, precision: str, cfg: "Config", calibrate: int
+) -> Path:
+    """OpenVINO's files of a graph: `model.xml`, or `model_int8.xml` for `int8`."""
+    path = out / _FILES["int8" if precision == "int8" else "fp32"]
+    with tempfile.TemporaryDirectory() as folder:
+        model = to_openvino(export_onnx(graph, size, Path(folder) / "model.onnx"))
+    if precision == "int8":
+        pictures = [p[None].numpy() for p, _ in pictures_of(cfg, "train", calibrate)]
+        model = quantise(model, pictures)
+    return save_openvino(model, path)
+
+
+def pictures_of(
+    cfg: "Config", split: str, count: int
+) -> Iterator[tuple[torch.Tensor, np.ndarray | None]]:
+    """Pictures as the test pipeline packs them, uint8 [3, S, S], and labels uint8 [H, W] where there is a mask.
+
+    Taken from all of the split at equal distances.
+
+    Args:
+        cfg: A loaded config.
+        split: `train` or `val`.
+        count: At most so many.
+    """
+    from mmseg.registry import DATASETS
+
+    evaluated = cfg.get("val_dataloader") or cfg.test_dataloader
+    source = copy.deepcopy(cfg.train_dataloader.dataset if split == "train" else evaluated.dataset)
+    source.pipeline = copy.deepcopy(evaluated.dataset.pipeline)
+    dataset = DATASETS.build(source)
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
+        packed = dataset[int(index)]
+        sample = packed["data_samples"]
+        truth = sample.gt_sem_seg.data[0].numpy() if "gt_sem_seg" in sample else None
+        yield packed["inputs"], truth
+
+
+def compare(
+    cfg: "Config", graph: Graph, runs: dict[str, tuple[Path, Runner]], frames: int
+) -> list[dict[str, Any]]:
+    """Rows as `export` returns them, of the frames of the val split."""
+    from spark_seg.evaluation.counts import confusion
+    from spark_seg.models.predict import labels_from_logits
+
+    worst = dict.fromkeys(runs, 0.0)
+    changed = dict.fromkeys(runs, 0)
+    tables = {name: np.zeros((3, 3), np.int64) for name in ("", *runs)}
+    largest = pixels = seen = masks = 0.0
+    for picture, truth in pictures_of(cfg, "val", frames):
+        with torch.no_grad():
+            exact = graph(picture[None])
+        target = exact.shape[2] * 4, exact.shape[3] * 4
+        target = target if truth is None else (truth.shape[0], truth.shape[1])
+        (labels,) = labels_from_logits(exact, [target])
+        largest, pixels, seen = (
+            max(largest, float(exact.abs().max())),
+            pixels + labels.numel(),
+            seen + 1,
+        )
+        masks += truth is not None
+        if truth is not None:
+            tables[""] += confusion(labels.numpy(), truth)
+        for name, (_, run) in runs.items():
+            logits = torch.from_numpy(np.array(run(picture[None].numpy()), np.float32))
+            worst[name] = max(worst[name], float((logits - exact).abs().max()))
+            (found,) = labels_from_logits(logits, [target])
+            changed[name] += int((found != labels).sum())
+            if truth is not None:
+                tables[name] += confusion(found.numpy(), truth)
+    if not seen:
+        raise UserError("the val split holds no frames to compare on")
+    base = _miou(tables[""]) if masks else None
+    rows = []
+    for name, (path, _) in runs.items():
+        miou = _miou(tables[name]) if masks else None
+        change = None if miou is None or base is None else miou - base
+        row = {"format": name, "file": path.name, "frames": int(seen)}
+        row |= {"logits": worst[name] / largest, "labels": changed[name] / pixels}
+        rows.append(row | {"miou": miou, "change": change})
+    return rows
+
+
+def _miou(table: np.ndarray) -> float:
+    """Mean IoU in points over the classes that occur, from counts [3, 3]."""
+    hit = np.diag(table)
+    union = table.sum(0) + table.sum(1) - hit
+    return float(100 * (hit[union > 0] / union[union > 0]).mean())
+
+
+def load_segmentor(
+    cfg: "Config",
+    checkpoint: str | Path,
+    backend: str,
+    precision: str,
+    exported: str | None = None,
+    trust: bool = False,
+) -> ExportedSegmentor:
+    """What predicts in the PyTorch model's place.
+
+    Args:
+        cfg: A loaded config.
+        checkpoint: Exported on the fly where `exported` is None.
+        backend: `onnxruntime` or `openvino`.
+        precision: Of the backend.
+        exported: A folder that `export` wrote.
+        trust: As for `export`.
+
+    Raises:
+        UserError: A combination that is not offered; a file that the folder lacks.
+    """
+    check_backend(backend, precision)
+    require(backend)
+    size = int(cfg.image_size)
+    if exported is not None:
+        folder = Path(exported)
+        path = folder / _file_of(backend, precision)
+        if not path.is_file():
+            wanted = "onnx" if backend == "onnxruntime" else f"openvino-{precision}"
+            raise UserError(
+                f"{folder} has no {path.name}: run tools/export.py with --formats {wanted}"
+            )
+        record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
+        run = load_backend(path, backend, precision)
+        digest = file_digest(path)
+        return ExportedSegmentor(
+            run, int(record.get("image_size", size)), f"{backend} {precision} {digest}"
+        )
+    from spark_seg.engine.checkpoints import load_state_dict
+    from spark_seg.submission.run import weights_digest
+
+    graph = build_graph(cfg, checkpoint, trust)
+    # not the file's digest: exporters write the same graph in different bytes
+    digest = weights_digest(load_state_dict(checkpoint, trust))
+    with tempfile.TemporaryDirectory() as name:
+        if backend == "onnxruntime":
+            path = export_onnx(graph, size, Path(name) / _FILES["onnx"])
+        else:
+            path = write_openvino(graph, size, Path(name), precision, cfg, CALIBRATION)
+        run = load_backend(path, backend, precision)
+    return ExportedSegmentor(run, size, f"{backend} {precision} {size} {digest} {cfg.model}")
+
+
+def _file_of(backend: str, precision: str) -> str:
+    if backend == "onnxruntime":
+        return _FILES["onnx"]
+    return _FILES["int8" if precision == "int8" else "fp32"]

@@ -1,0 +1,157 @@
+"""Exported files compute what PyTorch computes; infer.py takes them in its place."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import spark_seg.register  # noqa: F401
+from spark_seg.cli.export import main as export_main
+from spark_seg.cli.infer import main as infer_main
+from spark_seg.engine.checkpoints import save_safetensors
+from spark_seg.errors import UserError
+from spark_seg.export.backends import ExportedSegmentor, load_backend
+from spark_seg.export.graph import Graph, example, export_onnx, export_program
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory) -> Any:
+    folder = tmp_path_factory.mktemp("export")
+    return tiny.tiny_config(tiny.make_tree(folder / "tree"), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def model(cfg) -> Any:
+    from mmseg.registry import MODELS
+
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model).eval()
+
+
+def expected(model: Any, pictures: torch.Tensor) -> np.ndarray:
+    """What mmseg's own model makes of pictures as the pipeline packs them."""
+    with torch.no_grad():
+        packed = model.data_preprocessor({"inputs": list(pictures)})["inputs"]
+        return model(packed).numpy()
+
+
+def far(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(abs(ours - theirs).max() / abs(theirs).max())
+
+
+def test_graph_normalises_as_mmseg_does(model):
+    pictures = example(SIZE, True, 3)
+    with torch.no_grad():
+        assert far(Graph(model)(pictures).numpy(), expected(model, pictures)) < 1e-5
+
+
+def test_program(model, tmp_path):
+    export_program(Graph(model), SIZE, tmp_path / "m.pt2")
+    again = torch.export.load(tmp_path / "m.pt2").module()
+    pictures = example(SIZE, True, 5)
+    assert far(again(pictures).detach().numpy(), expected(model, pictures)) < 1e-5
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(model, tmp_path_factory) -> Path:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    return export_onnx(Graph(model), SIZE, tmp_path_factory.mktemp("onnx") / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "limit"),
+    [("onnxruntime", "fp32", 1e-5), ("openvino", "fp32", 1e-5), ("openvino", "bf16", 0.05)],
+)
+def test_backends(model, onnx_file, backend, precision, limit):
+    pytest.importorskip(backend)
+    run = load_backend(onnx_file, backend, precision)
+    segmentor = ExportedSegmentor(run, SIZE, "x")
+    kept = []
+    for batch in (1, 3):
+        pictures = example(SIZE, True, batch)
+        kept.append((segmentor(list(pictures)), expected(model, pictures)))
+    for ours, theirs in kept:  # the second call left the first one's logits alone
+        assert far(ours.numpy(), theirs) < limit
+    with pytest.raises(UserError, match="takes 64 x 64 pixels"):
+        segmentor(list(example(96, True)))
+
+
+def test_missing_files_and_precisions(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match="cannot read"):
+        load_backend(tmp_path / "model.onnx", "onnxruntime")
+    with pytest.raises(UserError, match="computes in fp32, not in bf16"):
+        load_backend(tmp_path / "model.onnx", "onnxruntime", "bf16")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--backend-precision", "bf16"],
+        ["--exported", "x"],
+        ["--backend", "onnxruntime", "--backend-precision", "int8"],
+        ["--backend", "openvino", "--device", "cuda"],
+    ],
+)
+def test_options_without_effect(options):
+    with pytest.raises(UserError):
+        infer_main(["segformer_b0_spark.py", "--out", "o", *options])
+
+
+def test_a_format_that_is_not(tmp_path):
+    with pytest.raises(UserError, match="onnx"):
+        export_main(["segformer_b0_spark.py", "--out", str(tmp_path), "--formats", "onx"])
+
+
+@pytest.mark.slow
+def test_export_then_infer(cfg, model, tmp_path, capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+        pytest.importorskip(package)
+    weights = tmp_path / "w.safetensors"
+    save_safetensors(copy.deepcopy(model).state_dict(), weights)
+    common = [
+        tiny.CONFIG,
+        str(weights),
+        "--strategy",
+        "single",
+        "--cfg-options",
+        f"data_root={cfg.data_root}",
+        f"image_size={SIZE}",
+        "pretrained=None",
+        "num_workers=0",
+    ]
+    formats = ["onnx", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch"]
+    files = tmp_path / "files"
+    told = ["--frames", "3", "--calibrate", "4", "--formats", *formats]
+    assert export_main([*common, "--out", str(files), *told]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}: model" in out for name in formats)
+    assert "mIoU" in out
+    zips = []
+    for options in (
+        [],
+        ["--backend", "onnxruntime", "--exported", str(files)],
+        ["--backend", "openvino"],
+        ["--backend", "openvino", "--backend-precision", "int8", "--exported", str(files)],
+    ):
+        to = tmp_path / f"out{len(zips)}"
+        assert infer_main([*common, "--out", str(to), *options]) == 0
+        zips.append((to / "submission.zip").read_bytes())
+    assert zips[0] == zips[1] == zips[2]
