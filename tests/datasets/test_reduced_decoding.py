@@ -26,9 +26,10 @@ STILL = {"hflip": 0.0, "vflip": 0.0, "rotation": 0.0, "scale": 0.0, "shift": 0.0
 
 
 def smooth(side=256):
-    rng = np.random.default_rng(0)
-    img = cv2.GaussianBlur(rng.integers(0, 256, (side, side, 3), dtype=np.uint8), (0, 0), 8)
-    return cv2.normalize(img, None, 0, 255, cv2.NORM_MINMAX)
+    """Without steps: blurred before it is rounded to 8 bits."""
+    noise = np.random.default_rng(0).random((side, side, 3)).astype(np.float32)
+    img = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 8), None, 0, 255, cv2.NORM_MINMAX)
+    return np.rint(img).astype(np.uint8)
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_what_is_decoded_small_lies_where_it_lay(paths, reduce):
         inner = cv2.erode((whole["gt_seg_map"] != 255).astype(np.uint8), np.ones((7, 7))) > 0
         off = np.abs(small["img"].astype(int) - whole["img"])[inner].mean()
         slip = np.abs(np.roll(whole["img"], 1, 1).astype(int) - whole["img"])[inner].mean() / 2
-        assert off < 0.7 * slip
+        assert off < 0.5 * slip
 
 
 def test_detail_is_kept_where_it_shows(paths, monkeypatch):
