@@ -16,6 +16,18 @@ class UserFileNotFoundError(UserError, FileNotFoundError):
     """A file or folder the user named, or that should be in the data, is not there."""
 
 
+class FailedElsewhere(UserError):
+    """This process ends because another one of its group failed; the message is that one's error.
+
+    Attributes:
+        quiet: Whether another process tells it.
+    """
+
+    def __init__(self, message: str, quiet: bool = True) -> None:
+        super().__init__(message)
+        self.quiet = quiet
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A hint such as `; did you mean 'epochs'?`, or nothing where no known name comes near."""
     close = get_close_matches(name, sorted(set(known)), n=count, cutoff=0.5)

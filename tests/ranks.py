@@ -4,6 +4,7 @@ Each is a process of its own with torchrun's variables in its environment, can b
 `main` or a function of a test; only the imports are done already.
 """
 
+import ctypes
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ IMPORTS = (
     *("spark_seg.register", "spark_seg.engine.train", "spark_seg.cli.train", "spark_seg.cli.infer"),
     *("spark_seg.cli.test", "torch._dynamo", "deepspeed.runtime.zero.muon.original_muon"),
 )
+_PR_SET_PDEATHSIG = 1
 
 
 def launcher_free(environ: dict[str, str] | None = None) -> dict[str, str]:
@@ -220,6 +222,8 @@ def _serve() -> None:
 
 
 def _run(request: dict[str, Any]) -> None:
+    # nothing of a test that was killed itself goes on
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)

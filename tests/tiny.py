@@ -97,4 +97,8 @@ def tiny_config(tree: Path, work_dir: Path, name: str = CONFIG, **options: Any) 
 def command_options(tree: Path, options: Mapping[str, Any] | None = None) -> list[str]:
     """The same as `--cfg-options ...` of a command line."""
     merged = {**OPTIONS, "data_root": str(tree), **(options or {})}
-    return ["--cfg-options", *(f"{key}={value}" for key, value in merged.items())]
+    texts = {
+        key: str(value).replace(" ", "") if key in SMALL_MODEL else value
+        for key, value in merged.items()
+    }
+    return ["--cfg-options", *(f"{key}={value}" for key, value in texts.items())]

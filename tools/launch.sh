@@ -68,6 +68,9 @@ run_slurm() {
         echo "error: start it with sbatch; inside an allocation: srun --kill-on-bad-exit=1 python tools/$command.py CONFIG" >&2
         exit 2
     fi
+    # Slurm's warning may come before there is anything to pass it on to.
+    local warned=
+    trap 'warned=1' USR1
     source_site
     choose_python
     # of this node, the first: "3(x2),1" is three tasks here
@@ -85,6 +88,9 @@ run_slurm() {
     set -- srun --kill-on-bad-exit=1 "$python" "$root/tools/$command.py" "${arguments[@]}"
     echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, ${SLURM_NTASKS:-1} tasks, start $((${SLURM_RESTART_COUNT:-0} + 1))"
     show "$@"
+    if [ -n "$warned" ]; then
+        set -- bash -c 'exit 75'
+    fi
     "$@" &
     task=$!
     # Slurm's warning before the time limit reaches this shell alone (--signal=B:): srun passes USR1 on to the tasks.

@@ -3,6 +3,7 @@
 import os
 
 from spark_seg.cli.common import Parser, add_common, prepare
+from spark_seg.engine.launch import leave_when_warned
 from spark_seg.errors import UserError
 
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         "--gpus-per-node", type=int, metavar="N", help="of the dry run (default: 8)"
     )
     args = parser.parse_args(argv)
+    leave_when_warned()
     for option in ("world_size", "gpus_per_node"):
         if getattr(args, option) is not None and not args.dry_run:
             name = option.replace("_", "-")

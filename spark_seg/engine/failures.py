@@ -15,19 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spark_seg.engine.launch import this_process
-from spark_seg.errors import UserError
+from spark_seg.errors import FailedElsewhere, UserError
 
 FOLDER, FIRST = "errors", "first.json"
-
-
-class FailedElsewhere(UserError):
-    """This process ends because another one failed before it; the message names that one and its error.
-
-    Attributes:
-        quiet: Whether the message is left to rank 0 to tell.
-    """
-
-    quiet = False
 
 
 @contextlib.contextmanager
@@ -47,6 +37,8 @@ def recorded(work_dir: str | os.PathLike[str]) -> Iterator[None]:
     begun = time.time()
     try:
         yield
+    except FailedElsewhere:  # the process that failed has told all others
+        raise
     except Exception as error:
         if process.world_size == 1:
             if not isinstance(error, UserError):
@@ -63,12 +55,11 @@ def recorded(work_dir: str | os.PathLike[str]) -> Iterator[None]:
             where = f"rank {process.rank} on {socket.gethostname()} failed first"
             print(f"{where}: {_line(error)} ({folder}/rank_{process.rank}.txt)", file=sys.stderr)
             raise
-        follower = FailedElsewhere(
+        raise FailedElsewhere(
             f"the first cause was on rank {cause['rank']}, host {cause['host']}: {cause['error']} "
-            f"({cause['file']}); rank {process.rank} stopped after it"
-        )
-        follower.quiet = not process.is_main
-        raise follower from error
+            f"({cause['file']}); rank {process.rank} stopped after it",
+            quiet=not process.is_main,
+        ) from error
 
 
 def _write(folder: Path, error: Exception, rank: int) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from spark_seg.atomic import user_errors, write_bytes
-from spark_seg.errors import UserError, UserFileNotFoundError
+from spark_seg.errors import FailedElsewhere, UserError, UserFileNotFoundError
 
 WEIGHTS_FILE = "weights.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -53,14 +53,14 @@ def replaced_folder(path: str | Path, keep_former: str | None = None) -> Iterato
     path = Path(path)
     fresh = path.with_name(f"{path.name}.tmp")
     first = _rank() == 0
-    with _together(path):
+    with together(path):
         if first:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
     try:
-        with _together(path):
+        with together(path):
             yield fresh
-        with _together(path):
+        with together(path):
             if first:
                 seal(fresh)
                 _put_in_place(fresh, path, keep_former)
@@ -86,8 +86,15 @@ def _rank() -> int:
 
 
 @contextmanager
-def _together(path: Path) -> Iterator[None]:
-    """Runs a block on every process and fails on all where it fails on one."""
+def together(path: Path) -> Iterator[None]:
+    """Runs a block on every process and fails on all where it fails on one.
+
+    Args:
+        path: What is written, for messages.
+
+    Raises:
+        FailedElsewhere: On those where it did not fail.
+    """
     error: BaseException | None = None
     try:
         with user_errors(path):
@@ -98,7 +105,7 @@ def _together(path: Path) -> Iterator[None]:
         told: list[str | None] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(told, str(error) if error else None)
         if error is None and any(told):
-            raise UserError(next(t for t in told if t))
+            raise FailedElsewhere(next(t for t in told if t))
     if error is not None:
         raise error
 

@@ -8,17 +8,22 @@ neither is used.
 import functools
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any, Literal
 
-from spark_seg.errors import UserError
+from spark_seg.errors import FailedElsewhere, UserError
 
 Launcher = Literal["torchrun", "slurm", "none"]
 
+# What the Slurm scripts take for "saved, wants to go on" (EX_TEMPFAIL of sysexits.h).
+GO_ON = 75
 # Slurm's steps that are no `srun`: the batch script, the interactive shell, extern ... have numbers at the top.
 _SPECIAL_STEPS = 0xFFFFFF00
 # Below Linux's ephemeral ports (32768 and up), above the well-known ones.
@@ -274,6 +279,21 @@ def start_process_group(timeout: timedelta | None = None) -> ProcessEnvironment:
     return process
 
 
+def leave_when_warned() -> None:
+    """Until a training listens itself, SIGUSR1 ends the process with `GO_ON`: there is nothing to save yet.
+
+    Slurm may warn of the time limit while a job still imports and looks at its data, and a program that does not expect
+    the signal is killed by it: the job would have failed instead of going on.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"warned before the training began: nothing to save\n")
+        os._exit(GO_ON)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, leave)
+
+
 def mute_other_ranks() -> None:
     """Leaves standard output to the main process: whatever the others print there is said once already."""
     if not this_process().is_main:
@@ -315,7 +335,7 @@ def first_process(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function on the first process while the others wait; returns its result there and None elsewhere.
 
     Raises:
-        UserError: On every process, where the function fails on the first one.
+        FailedElsewhere: On the others, where the function fails on the first one.
     """
     result, error = None, None
     if is_first():
@@ -327,5 +347,5 @@ def first_process(function: Callable[..., Any], *args: Any) -> Any:
     if error is not None:
         raise error
     if told:
-        raise UserError(told)
+        raise FailedElsewhere(told)
     return result

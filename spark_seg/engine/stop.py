@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import torch
 
-# What the Slurm scripts take for "saved, wants to go on" (EX_TEMPFAIL of sysexits.h).
-GO_ON = 75
+from spark_seg.engine.launch import GO_ON
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -17,6 +17,8 @@ from mmseg.registry import METRICS  # noqa: E402
 from spark_seg.atomic import make_folder  # noqa: E402
 from spark_seg.datasets.io import read_image  # noqa: E402
 from spark_seg.datasets.memory import reuse_memory  # noqa: E402
+from spark_seg.engine.folder import together  # noqa: E402
+from spark_seg.engine.launch import first_process  # noqa: E402
 from spark_seg.evaluation.metric import label_map  # noqa: E402
 from spark_seg.submission.background import Background  # noqa: E402
 from spark_seg.submission.members import member_name  # noqa: E402
@@ -83,11 +85,17 @@ class SubmissionMetric(BaseMetric):
         self.writer.add(path, labels)
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """As mmengine's: everything of this process is written before the first one makes the zip."""
-        self.background.wait()
-        return super().evaluate(size)
+        """As mmengine's, and the first process makes the zip once all have written their share.
+
+        Raises:
+            UserError: On every process, where one of them fails: a full disk, a zip that does not pass its check.
+        """
+        with together(self.writer.folder):
+            self.background.wait()
+        metrics = super().evaluate(size)
+        first_process(self.writer.finish, True)
+        return metrics
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Assembles and checks the zip; `submission/images` is how many images it answers."""
-        self.writer.finish(progress=True)
+        """`submission/images` is how many images the zip answers."""
         return {"submission/images": len(self.writer.images)}

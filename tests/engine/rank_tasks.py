@@ -1,6 +1,9 @@
 """What the processes of `ranks.Template` do in the tests of this folder, and what one process does to compare."""
 
 import json
+import os
+import resource
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +13,9 @@ from unittest import mock
 import tiny
 import torch
 from mmengine.hooks import Hook
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from spark_seg.errors import UserError
 
 
 class Killed(BaseException):
@@ -41,11 +46,12 @@ class SaveAtStart(Hook):
     """Saves the state in which a training begins."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.saved = folder, False
 
     def before_train_epoch(self, runner: Any) -> None:
-        if not self.folder.exists():
+        if not self.saved:
             runner.save_checkpoint(str(self.folder), "last")
+        self.saved = True
 
 
 def fix_norms(model: torch.nn.Module) -> None:
@@ -122,13 +128,13 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def plain_ddp(tree: str, folder: str, options: Mapping[str, Any], steps: int) -> None:
+def plain_ddp(tree: str, folder: str, options: Mapping[str, Any], steps: int, start: str) -> None:
     """The same training by torch alone: its DistributedDataParallel, its optimizer, a loop.
 
-    Leaves `weights.safetensors` after `steps` steps and the first one's gradients in `gradients.safetensors`.
+    Begins with the weights in the file `start`. Leaves `weights.safetensors` after `steps` steps and the first one's
+    gradients in `gradients.safetensors`.
     """
     from mmengine.optim import build_optim_wrapper
-    from mmengine.runner import set_random_seed
     from mmseg.registry import MODELS
 
     from spark_seg.engine.launch import start_process_group
@@ -136,9 +142,8 @@ def plain_ddp(tree: str, folder: str, options: Mapping[str, Any], steps: int) ->
 
     process = start_process_group()
     cfg = tiny.tiny_config(Path(tree), Path(folder), **options)
-    set_random_seed(cfg.seed)
     model = MODELS.build(cfg.model)
-    model.init_weights()
+    model.load_state_dict(load_file(start))
     wrapped = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     wrapper = cfg.optim_wrapper.copy()
     wrapper.type = "OptimWrapper"
@@ -169,24 +174,29 @@ def plain_ddp(tree: str, folder: str, options: Mapping[str, Any], steps: int) ->
     leave()
 
 
-def failing(what: str, command: str, arguments: list[str]) -> None:
-    """Runs a command with a trap of this module's for rank 0; see `TRAPS`."""
-    import os
-
+def failing(trap: str, rank: int, command: str, arguments: list[str]) -> None:
+    """Runs a command after one of the processes has stepped into one of `TRAPS`."""
     from spark_seg.cli import run
 
-    if os.environ.get("RANK") == "0":
-        TRAPS[what]()
+    if int(os.environ["RANK"]) == rank:
+        TRAPS[trap]()
     run(command, arguments)
 
 
 def _full_disk() -> None:
-    """No file may grow beyond 20 kB, as on a disk with no room left."""
-    import resource
-    import signal
-
+    """No file grows beyond 300 kB, as on a disk with little room left."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
-TRAPS: dict[str, Callable[[], None]] = {"full disk": _full_disk}
+def _no_prediction() -> None:
+    """No prediction can be written."""
+    from spark_seg.submission.writer import SubmissionWriter
+
+    def add(self: SubmissionWriter, name: Any, labels: Any) -> None:
+        raise UserError(f"no room left while writing {name}")
+
+    SubmissionWriter.add = add  # type: ignore[method-assign]
+
+
+TRAPS: dict[str, Callable[[], None]] = {"disk": _full_disk, "prediction": _no_prediction}

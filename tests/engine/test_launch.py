@@ -243,3 +243,26 @@ def test_a_group_as_srun_starts_it() -> None:
     for rank, task in enumerate(tasks):
         out, err = task.communicate(timeout=180)
         assert f"rank {rank} local 0 of 2: 3" in out, err
+
+
+def test_warned_before_the_training_began(tmp_path: Path) -> None:
+    """Slurm's warning while the command still imports asks for another start; unexpected, it would be a failure."""
+    root = Path(__file__).resolve().parents[2]
+    # the signal as soon as the command is about to load its config, which is before anything heavy
+    code = (
+        "import os, signal, sys\n"
+        "import spark_seg.config as config\n"
+        "config.find_config = lambda name: os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "from spark_seg.cli import run\n"
+        "run('train', ['segformer_b0_spark'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=_clean(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=root,
+    )
+    assert done.returncode == launch.GO_ON == 75
+    assert done.stderr == "warned before the training began: nothing to save\n"

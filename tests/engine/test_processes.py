@@ -147,65 +147,66 @@ SGD: dict[str, Any] = {
 }
 
 
-def test_every_stage_is_plain_ddp(template: Template, tree: Path, tmp_path: Path) -> None:
-    """20 SGD steps, stages 0 to 3 in one and two processes: the weights of torch's own DistributedDataParallel."""
-    plain = tmp_path / "plain"
-    given = {**SGD, "batch_size": 2}
-    template.start("rank_tasks:plain_ddp", [str(tree), str(plain), given, 20]).done()
-    reference = load_file(plain / "weights.safetensors")
-    names = [k for k, v in reference.items() if v.is_floating_point()]
-    largest = max(float(reference[k].abs().max()) for k in names)
+def everywhere(
+    template: Template, tree: Path, folder: Path, options: dict[str, Any], steps: int, **more: Any
+) -> dict[str, torch.Tensor]:
+    """Trains under every stage in one and in two processes, into `<processes>_<stage>`, all from the same weights.
+
+    Returns:
+        Those weights; torch's own training from them is in `plain`.
+    """
     for world, batch in ((1, 4), (2, 2)):
         jobs = [
             {
-                "folder": str(tmp_path / f"{world}_{stage}"),
-                "options": {**SGD, "batch_size": batch, "zero_stage": stage},
+                "folder": str(folder / f"{world}_{stage}"),
+                "options": {**options, "batch_size": batch, "zero_stage": stage},
                 "fixed_norms": True,
-                "save_start": str(tmp_path / f"start{world}_{stage}" / "checkpoints"),
+                "save_start": str(folder / f"start_{world}_{stage}" / "checkpoints"),
+                **more,
             }
             for stage in STAGES
         ]
         train(template, world, tree, jobs)
+    start = folder / "start_1_0" / "checkpoints" / "last" / "weights.safetensors"
+    arguments = [str(tree), str(folder / "plain"), {**options, "batch_size": 2}, steps, str(start)]
+    template.start("rank_tasks:plain_ddp", arguments).done()
+    weights = load_file(start)
+    for world in (1, 2):
+        for stage in STAGES:
+            found = states(folder / f"start_{world}_{stage}")["weights.safetensors"]
+            assert all(torch.equal(found[k], weights[k]) for k in weights)
+    return weights
+
+
+def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a if a[k].is_floating_point())
+
+
+def test_every_stage_is_plain_ddp(template: Template, tree: Path, tmp_path: Path) -> None:
+    """20 SGD steps, stages 0 to 3 in one and two processes: the weights of torch's own DistributedDataParallel."""
+    start = everywhere(template, tree, tmp_path, SGD, steps=20)
+    plain = load_file(tmp_path / "plain" / "weights.safetensors")
+    largest = max(float(v.abs().max()) for v in plain.values() if v.is_floating_point())
+    assert farthest(start, plain) > 1e-2 * largest, "it did train"
     for world in (1, 2):
         for stage in STAGES:
             run = tmp_path / f"{world}_{stage}"
-            found = states(run)["weights.safetensors"]
-            assert found.keys() == reference.keys()
-            far = max(float((found[k] - reference[k]).abs().max()) for k in names)
+            assert read_state(run / "checkpoints" / "last")["iter"] == 20
+            far = farthest(states(run)["weights.safetensors"], plain)
             assert far <= 1e-5 * largest, f"{run.name}: {far} of {largest}"
-            start = states(tmp_path / f"start{world}_{stage}")["weights.safetensors"]
-            moved = max(float((start[k] - reference[k]).abs().max()) for k in names)
-            assert moved > 1e-2 * largest, "it did train"
 
 
 def test_first_gradients_under_adamw(template: Template, tree: Path, tmp_path: Path) -> None:
     """The first step's average in the optimizer is a tenth of the gradient: that of plain DDP."""
     options = {**COMPARED, "accelerate": False, "clip_grad": None, "epochs": 1}
-    plain = tmp_path / "plain"
-    given = {**options, "batch_size": 2}
-    template.start("rank_tasks:plain_ddp", [str(tree), str(plain), given, 1]).done()
-    reference = load_file(plain / "gradients.safetensors")
-    largest = max(float(v.abs().max()) for v in reference.values())
-    for world, batch in ((1, 4), (2, 2)):
-        jobs = [
-            {
-                "folder": str(tmp_path / f"{world}_{stage}"),
-                "options": {
-                    **options,
-                    "batch_size": batch,
-                    "zero_stage": stage,
-                    "checkpoint_steps": 1,
-                },
-                "fixed_norms": True,
-                "die_at": 2,
-            }
-            for stage in STAGES
-        ]
-        train(template, world, tree, jobs)
+    options["checkpoint_steps"] = 1
+    everywhere(template, tree, tmp_path, options, steps=1, die_at=2)
+    plain = load_file(tmp_path / "plain" / "gradients.safetensors")
+    largest = max(float(v.abs().max()) for v in plain.values())
     for world in (1, 2):
         for stage in STAGES:
             found = states(tmp_path / f"{world}_{stage}")["optimizer.safetensors"]
             assert float(found["step"]) == 1
-            gradients = {k: found[f"{k}//exp_avg"] / 0.1 for k in reference}
-            far = max(float((gradients[k] - reference[k]).abs().max()) for k in reference)
+            far = farthest({k: found[f"{k}//exp_avg"] / 0.1 for k in plain}, plain)
             assert far <= 1e-5 * largest, f"{world} processes, stage {stage}: {far} of {largest}"

@@ -100,6 +100,27 @@ def test_mid_epoch(
     assert [r["taken_up"]["iter"] for r in record["taken_up"]] == [2]
 
 
+def test_nothing_is_loaded_again(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken up in the middle of an epoch, only the frames of the steps that are left are read."""
+    from spark_seg.datasets.spark import SparkDataset
+
+    folder = tmp_path / "run"
+    killed(tree, folder, "single", monkeypatch, at=3)
+    real, read = SparkDataset.prepare_data, []
+
+    def counted(self: Any, index: int) -> Any:
+        if self.split == "train":
+            read.append(int(index))
+        return real(self, index)
+
+    monkeypatch.setattr(SparkDataset, "prepare_data", counted)
+    train(config(tree, folder, "single", val_every=9), "single", resume=True)
+    assert len(read) == 4 + 8, "two frames a step: two steps of the first epoch, four of the second"
+    assert len(set(read[:4])) == 4
+
+
 def test_with_workers_and_after_an_epoch(
     tree: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """A run's record: parameters, metrics per step, curves; and whoever else wants to see what is logged."""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -12,7 +13,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from spark_seg.atomic import write_bytes
+from spark_seg.atomic import user_errors, write_bytes
 from spark_seg.engine import provenance
 from spark_seg.engine.curves import draw_curves
 from spark_seg.engine.hooks.scalars import bring_scalars
@@ -81,6 +82,7 @@ class RunRecordHook(Hook):
         }
         record["config"] = runner.cfg.to_dict()
         if self._taken_up is not None:
+            end_line(self._file)
             record["taken_up"] = self._taken_up
             again = {"validate": float(self._taken_up["validate"])}
             self._write("resume", self._taken_up["iter"], self._taken_up["epoch"], again)
@@ -154,7 +156,7 @@ class RunRecordHook(Hook):
 
     def _write(self, mode: str, step: int, epoch: int, values: dict[str, float]) -> None:
         line = json.dumps({"mode": mode, "step": step, "epoch": epoch, **values})
-        with self._file.open("a") as f:
+        with user_errors(self._file), self._file.open("a") as f:
             f.write(line + "\n")
 
 
@@ -174,6 +176,15 @@ def _most(runner: Any, *values: float) -> list[float]:
     table = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(table, op=torch.distributed.ReduceOp.MAX)
     return table.tolist()
+
+
+def end_line(file: Path) -> None:
+    """Ends a line that a power failure has torn, so that the next one is not appended to it."""
+    with user_errors(file), file.open("a+b") as f:
+        if f.tell():
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":
+                f.write(b"\n")
 
 
 def add_params(folder: Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,102 @@
+"""One of two processes cannot write: both end soon, one line says why, and what was saved stays whole."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from ranks import Group, Template
+
+from spark_seg.engine.folder import damage, read_state
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+OPTIONS: dict[str, Any] = {**tiny.SMALL_MODEL, "precision": "fp32", "epochs": 1}
+CONFIG = "segformer_b0_spark"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
+    with Template(tmp_path_factory.mktemp("ranks")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_tree(tmp_path_factory.mktemp("data") / "tree", train=4, val=1, size=64)
+
+
+@pytest.fixture(scope="module")
+def trained(template: Template, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of one epoch."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    arguments = [CONFIG, "--work-dir", str(folder), *tiny.command_options(tree, OPTIONS)]
+    template.start("train", arguments).done()
+    return folder
+
+
+def told_once(group: Group) -> str:
+    """Both end with a code within a minute of each other; the one line that says why."""
+    end = time.monotonic() + 240
+    while all(group.code(rank) is None for rank in range(2)):
+        assert time.monotonic() < end, group.output()
+        time.sleep(0.05)
+    codes = group.wait(60)
+    assert all(code > 0 for code in codes), group.output()
+    lines = [line for rank in range(2) for line in group.text(rank).splitlines()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, group.output()
+    assert not [line for line in lines if "Traceback" in line], group.output()
+    return errors[0]
+
+
+def test_metrics_cannot_be_written(template: Template, tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    metrics = folder / "metrics.jsonl"
+    metrics.symlink_to("/dev/full")
+    arguments = [CONFIG, "--work-dir", str(folder), *tiny.command_options(tree, OPTIONS)]
+    told = told_once(template.start("train", arguments))
+    assert f"no room left while writing {metrics}" in told
+
+
+def test_checkpoint_cannot_be_written(template: Template, tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [CONFIG, "--work-dir", str(folder)]
+    template.start("train", [*arguments, *tiny.command_options(tree, OPTIONS)]).done()
+    last = folder / "checkpoints" / "last"
+    assert read_state(last)["epoch"] == 1
+    arguments += ["--resume", *tiny.command_options(tree, {**OPTIONS, "epochs": 2})]
+    group = template.start("rank_tasks:failing", ["disk", 0, "train", arguments])
+    assert f"no room left while writing {last}" in told_once(group)
+    assert damage(last) is None
+    assert read_state(last)["epoch"] == 1
+    assert not last.with_name("last.tmp").exists()
+
+
+def infer_arguments(tree: Path, trained: Path, out: Path) -> list[str]:
+    model = trained / "checkpoints" / "best.safetensors"
+    return [CONFIG, str(model), "--out", str(out), *tiny.command_options(tree, tiny.SMALL_MODEL)]
+
+
+def test_zip_cannot_be_written(
+    template: Template, tree: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "submission.zip.tmp").symlink_to("/dev/full")
+    told = told_once(template.start("infer", infer_arguments(tree, trained, out)))
+    assert f"no room left while writing {out / 'submission.zip'}" in told
+    template.start("infer", infer_arguments(tree, trained, out)).done()
+    assert (out / "submission.zip").is_file(), "started again it goes on"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_prediction_cannot_be_written(
+    rank: int, template: Template, tree: Path, trained: Path, tmp_path: Path
+) -> None:
+    arguments = infer_arguments(tree, trained, tmp_path / "out")
+    group = template.start("rank_tasks:failing", ["prediction", rank, "infer", arguments])
+    assert "no room left while writing" in told_once(group)
+    assert not (tmp_path / "out" / "submission.zip").exists()
