@@ -22,7 +22,7 @@ _LEAST_SIDE = 16
 
 
 @OPTIMIZERS.register_module()
-class Muon(torch.optim.Optimizer):
+class MuonAdamW(torch.optim.Optimizer):
     """Muon for linear maps and 1x1 convolutions, AdamW (Loshchilov & Hutter 2019) for everything else.
 
     Both kinds follow the schedule of `lr`; `matrix_lr / lr` is a constant. Processes share the orthogonalisations
@@ -54,10 +54,10 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         for name, value in (("lr", lr), ("matrix_lr", matrix_lr), ("eps", eps)):
             if not value > 0:
-                raise UserError(f"Muon: {name}={value} must be above 0")
+                raise UserError(f"MuonAdamW: {name}={value} must be above 0")
         for name, value in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
             if not 0 <= value < 1:
-                raise UserError(f"Muon: {name}={value} must lie between 0 and below 1")
+                raise UserError(f"MuonAdamW: {name}={value} must lie between 0 and below 1")
         defaults = dict(
             lr=lr,
             matrix_factor=matrix_lr / lr,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spark_seg.engine.muon import Muon
+from spark_seg.engine.muon import MuonAdamW
 
 SEPARATOR = "//"
 _STEP = "step"
@@ -76,7 +76,7 @@ def scatter_optimizer_state(
 
 def _mixed(optimizer: Any) -> bool:
     """Whether parameters of different kinds have different states."""
-    return isinstance(optimizer, Muon)
+    return isinstance(optimizer, MuonAdamW)
 
 
 def _base(optimizer: Any) -> torch.optim.Optimizer:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from spark_seg.engine.muon import Muon, is_matrix, orthogonalise
+from spark_seg.engine.muon import MuonAdamW, is_matrix, orthogonalise
 from spark_seg.engine.training_state import gather_optimizer_state, scatter_optimizer_state
 from spark_seg.errors import UserError
 
@@ -40,7 +40,7 @@ def test_what_is_no_matrix_moves_as_under_adamw() -> None:
     ours, theirs = nn.Conv2d(4, 8, 3), nn.Conv2d(4, 8, 3)
     theirs.load_state_dict(ours.state_dict())
     settings = dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-7, weight_decay=0.1)
-    pair = [(ours, Muon(ours.parameters(), **settings))]
+    pair = [(ours, MuonAdamW(ours.parameters(), **settings))]
     pair.append((theirs, torch.optim.AdamW(theirs.parameters(), **settings)))
     for step in range(4):
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(step))
@@ -55,7 +55,7 @@ def test_what_is_no_matrix_moves_as_under_adamw() -> None:
 def test_a_matrix_moves_by_its_rate_and_learns() -> None:
     torch.manual_seed(0)
     model = nn.Linear(32, 16, bias=False)
-    optimizer = Muon(model.parameters(), lr=1e-3, matrix_lr=0.02)
+    optimizer = MuonAdamW(model.parameters(), lr=1e-3, matrix_lr=0.02)
     before = model.weight.detach().clone()
     x, target = torch.randn(64, 32), torch.randn(64, 16)
     losses = []
@@ -77,7 +77,7 @@ def test_a_matrix_moves_by_its_rate_and_learns() -> None:
 
 def test_the_schedule_reaches_the_matrices() -> None:
     model = nn.Linear(16, 16, bias=False)
-    optimizer = Muon(model.parameters(), lr=1e-3, matrix_lr=0.02)
+    optimizer = MuonAdamW(model.parameters(), lr=1e-3, matrix_lr=0.02)
     optimizer.param_groups[0]["lr"] = 5e-4  # as a schedule does it
     before = model.weight.detach().clone()
     model(torch.randn(8, 16)).square().mean().backward()
@@ -87,22 +87,22 @@ def test_the_schedule_reaches_the_matrices() -> None:
 
 @pytest.mark.parametrize("wrong", [dict(lr=0.0), dict(matrix_lr=-1.0), dict(momentum=1.0)])
 def test_values_out_of_range_are_refused(wrong: dict) -> None:
-    with pytest.raises(UserError, match=f"Muon: {next(iter(wrong))}"):
-        Muon(nn.Linear(16, 16).parameters(), **wrong)
+    with pytest.raises(UserError, match=f"MuonAdamW: {next(iter(wrong))}"):
+        MuonAdamW(nn.Linear(16, 16).parameters(), **wrong)
 
 
 def test_its_state_is_gathered_and_put_back() -> None:
-    def steps(model: nn.Module, optimizer: Muon, count: range) -> None:
+    def steps(model: nn.Module, optimizer: MuonAdamW, count: range) -> None:
         for step in count:
             x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(step))
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
 
-    def make() -> tuple[nn.Module, Muon]:
+    def make() -> tuple[nn.Module, MuonAdamW]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(16, 32, 1), nn.Conv2d(32, 3, 1))
-        return model, Muon(model.parameters(), lr=1e-2)
+        return model, MuonAdamW(model.parameters(), lr=1e-2)
 
     whole, theirs = make()
     steps(whole, theirs, range(3))
