@@ -56,7 +56,7 @@ class BadFilesHook(Hook):
 
     def after_train_epoch(self, runner: Any) -> None:
         """Looks at the training loader's dataset, on the first process of every machine."""
-        dataset = getattr(runner.train_dataloader, "dataset", None)
+        dataset: Any = getattr(runner.train_dataloader, "dataset", None)
         names = dataset.skipped() if hasattr(dataset, "skipped") else []
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

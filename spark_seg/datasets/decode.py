@@ -138,8 +138,9 @@ def open_image(path: PathLike, enlarge: float) -> Undecoded:
     size = image_size(data)
     if size is None:  # no JPEG: the whole picture says
         img = decode_image(data, path)
-        return Undecoded(img, str(path), *img.shape[:2], enlarge=enlarge)
-    return Undecoded(data, str(path), *size, enlarge=enlarge)
+        return Undecoded(img, str(path), img.shape[0], img.shape[1], enlarge=enlarge)
+    height, width = size
+    return Undecoded(data, str(path), height, width, enlarge=enlarge)
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ class SparkDataPreProcessor(SegDataPreProcessor):
             return super().forward(data, training)
         if training:
             shape = inputs[0].shape[-2:]
-            for sample in samples:
+            for sample in samples or ():
                 labelled = "gt_sem_seg" in sample
                 sample.set_metainfo(
                     {

@@ -98,8 +98,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 )
         states = [self.state[p] for p in params]
         adamw(
-            params,
-            [p.grad for p in params],
+            list(params),
+            [p.grad for p in params if p.grad is not None],
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [],
@@ -130,6 +130,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(p)
             state["step"] += 1
             # Weighted sums of both, as AdamW's first moment: its scale is lost in the orthogonalisation.
+            assert p.grad is not None
             state["exp_avg"].lerp_(p.grad, 1 - group["momentum"])
             if index in mine:
                 ahead = p.grad.lerp(state["exp_avg"], group["momentum"])

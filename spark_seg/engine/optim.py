@@ -68,7 +68,9 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             (param,) = group.pop("params")
             if param.ndim < 2 and self.base_wd is not None:
                 group["weight_decay"] = 0.0
-            group["lr"] = group.get("lr", self.base_lr) * factors.get(id(param), 1.0)
+            rate = group.get("lr", self.base_lr)
+            if rate is not None:  # else the optimizer's own
+                group["lr"] = rate * factors.get(id(param), 1.0)
             if self.base_wd is not None:
                 group.setdefault("weight_decay", self.base_wd)
             key = tuple(sorted(group.items()))

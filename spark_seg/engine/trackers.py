@@ -122,17 +122,17 @@ class TensorBoard:
     def __init__(self, folder: Path, purge: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
         for key, value in values.items():
-            self._writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(key, value, step)
+        self._writer.flush()
 
     def close(self, status: str) -> None:
         """See `Tracker`."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class Wandb:

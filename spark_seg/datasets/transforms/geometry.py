@@ -307,9 +307,9 @@ def shifted(matrix: np.ndarray, place: tuple[int, int]) -> np.ndarray:
 
 def scaled_source(matrix: np.ndarray, scale: Sequence[float]) -> np.ndarray:
     """The map `[2, 3]` from a source that was shrunk by `(x, y)`; pixels are counted from their centres."""
-    scale = np.asarray(scale, np.float64)
-    centre = matrix[:, :2] @ (0.5 * scale - 0.5)
-    return np.column_stack([matrix[:, :2] * scale, matrix[:, 2] + centre])
+    factors = np.asarray(scale, np.float64)
+    centre = matrix[:, :2] @ (0.5 * factors - 0.5)
+    return np.column_stack([matrix[:, :2] * factors, matrix[:, 2] + centre])
 
 
 def shrinking(matrix: np.ndarray) -> tuple[float, float]:

@@ -253,4 +253,5 @@ def test_training_frames_may_be_smaller(tmp_path: Path) -> None:
     again = ensure_demo_data(tmp_path / "a", images=2, size=96, val=1, test=1, train_size=48)
     assert not again["rendered"]
     whole = ensure_demo_data(tmp_path / "a", images=2, size=96, val=1, test=1, workers=1)
-    assert whole["rendered"] and "train_size" not in whole
+    assert whole["rendered"]
+    assert "train_size" not in whole
