@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--variants", nargs="+", default=["b0", "b2"], help="b0 to b5 (default: b0 b2)")
     add("--sizes", nargs="+", type=int, default=[512], help="of the network's input (default: 512)")
     add("--precisions", nargs="+", default=["fp32"], help="of ours: fp32, bf16 (default: fp32)")
-    add("--images", type=int, default=24, help="images in a pass (default: 24)")
+    add("--images", type=int, default=48, help="images in a pass (default: 48)")
     add("--repeat", type=int, default=3, help="passes of each way, in turn (default: 3)")
     add("--images-dir", help="folder of images to predict (default: rendered frames of 1024 px)")
     add("--checkpoints", nargs="+", metavar="FILE", help="weights, one file for each variant")
