@@ -67,6 +67,7 @@ RECIPE: dict[str, _Check] = {
     "pretrained": _or_none(_TEXT),
     "freeze_backbone": _FLAG,
     "accelerate": _FLAG,
+    "compile": ("True, False, or a group of keys", lambda v: isinstance(v, bool | dict)),
     "precision": _one_of("auto", "fp32", "bf16", "fp16"),
     "seed": _or_none(_whole(0)),
     "deterministic": _FLAG,
@@ -125,6 +126,9 @@ RECIPE: dict[str, _Check] = {
     "test_images": _or_none(_TEXT),
     "subset": _ANY,  # the dataset judges these two, which knows the frames
     "leave_out": _ANY,
+    "cache": _or_none(_TEXT),
+    "cache_dir": _or_none(_TEXT),
+    "skip_bad_files": _FLAG,
     "log_every": _whole(1),
     "val_every": _whole(1),
     "save_best": _TEXT,

@@ -131,7 +131,7 @@ def test_override_that_cannot_be(key: str, value: Any, says: str) -> None:
         ("zero_stage", 4),
         ("zero_stage", True),
         ("zero_stage", "1"),
-        ("precision", "fp16"),
+        ("precision", "int8"),
         ("variant", "b6"),
         ("pretrained", 3),
         ("freeze_backbone", "yes"),

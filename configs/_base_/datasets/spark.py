@@ -11,13 +11,17 @@ num_workers = 4
 subset = None  # a fraction, or a list of ids, or a file that lists them
 sampling = None  # 'satellite' | 'small' | 'panel', a list of them, or dict(by="small", share=0.03, factor=3)
 multi_scale = None  # [384, 448, 512]: each step at one of these sizes; image_size is the largest
+cache = None  # 'labels' | 'labels+half' | 'labels+half_raw': decoded once, made on first use; see docs/data.md
+cache_dir = None  # None: `.spark_cache` inside the tree
+skip_bad_files = False  # True: a training file that cannot be read is named and replaced, not an error
 leave_out = None  # a satellite, or several, to keep out of training
 
 _meta = ("img_path", "seg_map_path", "sample_id", "satellite", "ori_shape", "img_shape")
 # mmseg's stock RandomCrop with cat_max_ratio is left out on purpose: background fills over 75 % of nearly every
 # frame, so that its test never passes and its ten retries take 60 % of the pipeline's time.
 train_pipeline = [
-    dict(type="LoadSparkImage"),
+    # decoded no larger than the warp needs it; enlarged again by a quarter at most
+    dict(type="LoadSparkImage", reduce=1.25),
     dict(type="LoadSparkMask"),
     dict(
         type="RandomWarp",
@@ -28,8 +32,10 @@ train_pipeline = [
         scale=0.2,
         shift=0.1,
     ),
-    dict(type="ColorJitter", brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1),
-    dict(type="PackSegInputs", meta_keys=_meta),
+    dict(
+        type="ColorJitter", brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, space="yiq"
+    ),
+    dict(type="PackSparkInputs", meta_keys=_meta),
 ]
 # The mask keeps its own resolution: scores are counted there.
 val_pipeline = [
@@ -56,6 +62,9 @@ train_dataloader = dict(
         split="train",
         subset="$subset",
         leave_out="$leave_out",
+        cache="$cache",
+        cache_dir="$cache_dir",
+        skip_bad_files="$skip_bad_files",
         pipeline="$train_pipeline",
     ),
 )
@@ -70,6 +79,8 @@ val_dataloader = dict(
         data_root="$data_root",
         split="val",
         subset="$subset",
+        cache="$cache",
+        cache_dir="$cache_dir",
         pipeline="$val_pipeline",
     ),
 )

@@ -8,7 +8,7 @@ from the config's `num_classes` after all merging.
 # a process group.
 _norm_cfg = dict(type="BN", requires_grad=True)
 _data_preprocessor = dict(
-    type="SegDataPreProcessor",
+    type="SparkDataPreProcessor",
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True,
