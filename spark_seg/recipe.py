@@ -69,7 +69,7 @@ def _chosen(what: str, value: Any, known: Mapping[str, Any]) -> tuple[str, dict[
 
 def _loss(cfg: "Config", value: Any) -> None:
     configs = value if isinstance(value, list | tuple) else [value]
-    losses = []
+    losses: list[dict[str, Any]] = []
     for config in configs:
         if not isinstance(config, str | Mapping):
             raise UserError(
@@ -199,7 +199,7 @@ def _patience(cfg: "Config", value: Any) -> None:
 
 
 def _multi_scale(cfg: "Config", value: Any) -> None:
-    options = dict(value) if isinstance(value, Mapping) else {"sizes": list(value)}
+    options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"sizes": list(value)}
     from spark_seg.engine.hooks.multi_scale import MultiScaleHook
 
     MultiScaleHook(options.get("sizes") or [], options.get("per", "step"))  # judges them

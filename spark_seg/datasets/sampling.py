@@ -104,9 +104,9 @@ class WeightedSampler(ResumableSampler):
 
     def _weights(self, factor: float, share: float) -> np.ndarray:
         """float64 [frames], mean 1."""
-        weights = np.ones(len(self.dataset))  # type: ignore[arg-type]
+        weights = np.ones(len(self.dataset))
         if "satellite" in self.by:
-            names = [frame.satellite for frame in self.dataset.list_frames()]  # type: ignore[attr-defined]
+            names = [frame.satellite for frame in self.dataset.list_frames()]
             _, which, count = np.unique(names, return_inverse=True, return_counts=True)
             weights /= count[which]
         if {"small", "panel"} & set(self.by):

@@ -25,6 +25,7 @@ from spark_seg.engine.provenance import plain
 from spark_seg.engine.stepping import LossScale, StepGuard, mean_logs, pinned
 from spark_seg.engine.training_state import gather_optimizer_state, scatter_optimizer_state
 from spark_seg.errors import UserError
+from spark_seg.models.compiling import is_compiled
 from spark_seg.models.convert import norms_of
 
 
@@ -84,6 +85,18 @@ class _Common:
                 self.guard.attach(self.optim_wrapper.optimizer)
             if self._ema_decay is not None:
                 self.ema = ModelEma(self.module, self._ema_decay, self.zero_stage)
+        else:
+            self._freeze_weights()
+
+    def _freeze_weights(self) -> None:
+        # A prediction's weights stay as they are. What is not accelerated is left alone; fp16 is a GPU's autocast.
+        from spark_seg.models.fast_inference import freeze_weights
+
+        if is_compiled(self.module):
+            return
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        self.module.eval()
+        freeze_weights(self.module, dtypes[self.precision])
 
     @property
     def module(self) -> nn.Module:
@@ -263,6 +276,8 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
             self.guard.clip_grad = self.config.pop("gradient_clipping", None)
         if self.config.get("gradient_clipping") is None:
             self.config["gradient_clipping"] = 0.0  # DeepSpeed 0.19 would clip at 1
+        # ZeRO steps element by element: any of torch's optimizers will do, SGD too
+        self.config.setdefault("zero_allow_untested_optimizer", True)
         if precision in AUTOCAST:
             # Weights and buffers stay fp32; DeepSpeed's own `bf16` section would cast the weights only, and
             # BatchNorm then meets mixed types (https://github.com/deepspeedai/DeepSpeed/pull/8066).

@@ -56,7 +56,8 @@ _BLOCK = ("layers.{i}.1.{j}.", "block{n}.{j}.", "encoder.block.{i}.{j}.", "stage
 
 
 def _block(*names: str, form: str = "plain") -> _Rule:
-    return _Rule(*(prefix + name for prefix, name in zip(_BLOCK, names, strict=True)), form=form)
+    a, b, c, d = (prefix + name for prefix, name in zip(_BLOCK, names, strict=True))
+    return _Rule(a, b, c, d, form)
 
 
 _SR = "attention.sequence_reduction."

@@ -64,7 +64,7 @@ def class_weights(counts: np.ndarray, kind: str | dict[str, Any]) -> list[float]
     for key in options:
         if key not in known:
             raise UserError(f"class_weights: {name} takes no {key!r}{nearest(key, known)}")
-    values = known | options
+    values: dict[str, Any] = {**known, **options}
     if not values["cap"] > 0:
         raise UserError(f"class_weights: cap={values['cap']} must be above 0")
     if name == "effective_number" and not 0 < values["beta"] < 1:
