@@ -194,8 +194,8 @@ def _fit_optimizer(cfg: "Config") -> None:
         return
     optimizer = cfg.optim_wrapper.optimizer
     if optimizer.type in ELEMENTWISE:
-        config = cfg.strategy.setdefault("config", {})
-        config.setdefault("zero_allow_untested_optimizer", True)
+        cfg.strategy.setdefault("config", {})  # returns what it was given, and keeps a copy
+        cfg.strategy.config.setdefault("zero_allow_untested_optimizer", True)
     offload = cfg.get("offload")
     if offload is None:
         return

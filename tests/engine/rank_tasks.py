@@ -104,7 +104,9 @@ def train_once(
     hooks: list[Hook] = [KillAt(die_at)] if die_at is not None else []
     hooks += [FixedNorms()] if fixed_norms else []
     hooks += [SaveAtStart(Path(save_start))] if save_start is not None else []
-    with with_hooks(*hooks):
+    # a picture of the curves takes longer than these trainings
+    curves = mock.patch("spark_seg.engine.hooks.run_record.draw_curves")
+    with with_hooks(*hooks), curves:
         try:
             train(tiny.tiny_config(Path(tree), Path(folder), **options), resume=resume)
         except Killed:

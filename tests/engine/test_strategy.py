@@ -170,9 +170,6 @@ def test_clipping_is_in_force(stage: Any, train: Callable[..., Run]) -> None:
         "clip_grad": 1e-3,
         "lr": 1.0,
     }
-    if stage != "single":
-        # DeepSpeed asks to be told that this optimizer works element by element
-        sgd["strategy__config"] = {"zero_allow_untested_optimizer": True}
     run = train(stage, subset=2, **sgd)
     assert len(run.losses) == 1
     names = {name for name, _ in run.runner.strategy.module.named_parameters()}
