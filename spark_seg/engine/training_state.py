@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from spark_seg.engine.muon import MuonAdamW
-
 SEPARATOR = "//"
 _STEP = "step"
 
@@ -66,17 +64,7 @@ def scatter_optimizer_state(
     _create(optimizer, module, keys, state.get(_STEP))
     for name, parameter in named_trainable(module):
         for key in keys:
-            if f"{name}{SEPARATOR}{key}" in state:
-                _set(optimizer, parameter, key, state[f"{name}{SEPARATOR}{key}"])
-            elif _mixed(optimizer) and any(k.startswith(name + SEPARATOR) for k in state):
-                del optimizer.state[parameter][key]  # this kind of parameter has none of it
-            else:
-                raise KeyError(f"{name}{SEPARATOR}{key}")
-
-
-def _mixed(optimizer: Any) -> bool:
-    """Whether parameters of different kinds have different states."""
-    return isinstance(optimizer, MuonAdamW)
+            _set(optimizer, parameter, key, state[f"{name}{SEPARATOR}{key}"])
 
 
 def _base(optimizer: Any) -> torch.optim.Optimizer:
@@ -94,14 +82,13 @@ def _partitions(optimizer: Any) -> list[torch.Tensor] | None:
 
 def _keys(optimizer: Any) -> list[str]:
     """The optimizer's state keys that have a parameter's shape."""
-    return sorted(
-        {
+    for parameter, values in _base(optimizer).state.items():
+        return sorted(
             key
-            for parameter, values in _base(optimizer).state.items()
             for key, value in values.items()
             if torch.is_tensor(value) and value.shape == parameter.shape and key != _STEP
-        }
-    )
+        )
+    return []
 
 
 def _get(optimizer: Any, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
