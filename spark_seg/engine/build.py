@@ -18,6 +18,7 @@ from spark_seg.engine.launch import this_process
 from spark_seg.engine.runner import SparkRunner
 from spark_seg.engine.strategy import resolve_precision
 from spark_seg.errors import UserError
+from spark_seg.models.compiling import compile_regions, require_compilable
 from spark_seg.models.freeze import freeze_backbone
 from spark_seg.models.pretrained import load_pretrained
 from spark_seg.models.tta import make_tta
@@ -41,6 +42,7 @@ def training_runner(
         resume: A whole checkpoint folder to go on from; None to begin.
     """
     require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
+    require_compilable(cfg, int(cfg.get("zero_stage", 0)) if strategy == "deepspeed" else 0, True)
     cfg = copy.deepcopy(cfg)
     cfg.pop("test_dataloader", None)
     from_data(cfg)
@@ -50,6 +52,7 @@ def training_runner(
         variant=cfg.get("variant"),
         freeze=cfg.get("freeze_backbone", False),
         fast=cfg.get("accelerate", True),
+        compiled=cfg.get("compile", False),
         resume=resume,
     )
     _set_strategy(cfg, strategy, init)
@@ -92,7 +95,13 @@ def prediction_runner(
     scratch = tempfile.TemporaryDirectory(prefix="spark_seg_")
     cfg.work_dir, cfg.log_level = scratch.name, "WARNING"
     fast = cfg.get("accelerate", True)
-    init = partial(_init_for_prediction, weights=weights, source=source, fast=fast)
+    init = partial(
+        _init_for_prediction,
+        weights=weights,
+        source=source,
+        fast=fast,
+        compiled=cfg.get("compile", False),
+    )
     _set_strategy(cfg, strategy, init)
     runner = _build(cfg, test_evaluator=Evaluator([metric]))
     runner.scratch = scratch  # removed with the runner
@@ -106,6 +115,7 @@ def _init_for_training(
     variant: str,
     freeze: bool,
     fast: bool,
+    compiled: Any,
     resume: Path | None,
 ) -> None:
     if resume is not None:
@@ -119,6 +129,7 @@ def _init_for_training(
     told = synchronise_norms(model, this_process().world_size, torch.cuda.is_available())
     if told:
         print_log(told, logger="current")
+    _compile(model, compiled, training=True)
 
 
 def synchronise_norms(model: nn.Module, world_size: int, cuda: bool) -> str | None:
@@ -142,11 +153,22 @@ def synchronise_norms(model: nn.Module, world_size: int, cuda: bool) -> str | No
 
 
 def _init_for_prediction(
-    model: nn.Module, weights: "dict[str, torch.Tensor]", source: str | Path, fast: bool
+    model: nn.Module,
+    weights: "dict[str, torch.Tensor]",
+    source: str | Path,
+    fast: bool,
+    compiled: Any,
 ) -> None:
     apply_state_dict(model, state=weights, path=source)
     if fast:
         _accelerate(model)
+    _compile(model, compiled, training=False)
+
+
+def _compile(model: nn.Module, value: Any, training: bool) -> None:
+    told = compile_regions(model, value, training)
+    if told:
+        print_log(told, logger="current")
 
 
 def _accelerate(model: nn.Module) -> None:

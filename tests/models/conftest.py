@@ -34,7 +34,7 @@ def build_model(model_config: Callable[..., Any]) -> Callable[..., nn.Module]:
     from mmengine.registry import DefaultScope
     from mmseg.registry import MODELS
 
-    import spark_seg.models.losses  # noqa: F401
+    import spark_seg.register  # noqa: F401
 
     assert mmseg.models
 

@@ -1,0 +1,101 @@
+"""benchmark.py model and train; the ratios to stock that must not be lost."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from spark_seg.benchmark.ratios import committed, lost
+from spark_seg.benchmark.timing import race
+from spark_seg.cli.benchmark import main
+from spark_seg.errors import UserError
+
+RATIOS = Path(__file__).with_name("ratios.json")
+COLUMNS = {"case", "variant", "size", "batch", "impl", "median_ms", "ratio_to_stock", "peak_mb"}
+
+
+@pytest.mark.parametrize(
+    ("part", "cases"),
+    [("model", ["infer_fp32", "infer_bf16"]), ("train", ["train_fp32", "train_bf16"])],
+)
+def test_rows(part, cases, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    small = ["--variants", "b0", "--sizes", "64", "--repeat", "1", "--threads", "1"]
+    options = [*small, "--impls", "stock", "ours", "--json", str(file)]
+    assert main([part, *options]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [(r["case"], r["impl"]) for r in rows] == [
+        (case, impl) for case in cases for impl in ("stock", "ours")
+    ]
+    assert all(set(row) >= COLUMNS for row in rows)
+    assert rows[0]["ratio_to_stock"] == 1
+    assert all(row["median_ms"] > 0 and row["ratio_to_stock"] > 0 for row in rows)
+    assert "| infer_fp32 |" in capsys.readouterr().out or part == "train"
+    assert [row["impl"] for row in committed([file])] == ["ours", "ours"]
+    assert not lost(rows, committed([file]))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--variants", "b9"], "b9"),
+        (["--sizes", "100"], "multiples of 32"),
+        (["--cases", "infer_fp23"], "infer_fp32"),
+        (["--impls", "our"], "ours"),
+        (["--batches", "0"], "1 or more"),
+    ],
+)
+def test_mistakes(option, message):
+    with pytest.raises(UserError, match=message):
+        main(["model", *option])
+
+
+def test_race_backs_off():
+    def full():
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+        )
+
+    calls = []
+    found = race({"large": full, "small": lambda: calls.append(1)}, repeat=3, warmup=2)
+    assert list(found) == ["small"]
+    assert len(calls) == 2 + 1 + 3
+    with pytest.raises(RuntimeError, match="else"):
+        race({"x": lambda: (_ for _ in ()).throw(RuntimeError("something else"))}, repeat=1)
+
+
+def test_peak_memory_is_the_calls_own():
+    np = pytest.importorskip("numpy")
+    found = race({"64 MB": lambda: np.ones(8_000_000), "none": lambda: None}, repeat=1)
+    assert 55 < found["64 MB"]["peak_mb"] < 90
+    assert found["none"]["peak_mb"] < 5
+
+
+def test_what_is_lost():
+    row = {"case": "infer_fp32", "variant": "b0", "size": 512, "batch": 1, "impl": "ours"}
+    before = [{**row, "ratio_to_stock": 2.0}]
+    assert not lost([{**row, "ratio_to_stock": 1.61}], before)
+    assert lost([{**row, "ratio_to_stock": 1.5}], before) == [
+        "infer_fp32 b0 512 1 ours: is 1.50, committed 2.00"
+    ]
+    assert "was not measured" in lost([], before)[0]
+
+
+@pytest.mark.benchmark
+@pytest.mark.skipif(
+    "SPARK_BENCHMARK" not in os.environ, reason="set SPARK_BENCHMARK=1 on a quiet machine"
+)
+def test_ratios_are_kept(tmp_path):
+    before = json.loads(RATIOS.read_text())
+    if not before:
+        pytest.skip("no ratios are committed yet: python -m spark_seg.benchmark.ratios says how")
+    file, rows = tmp_path / "rows.json", []
+    for row in before:
+        part = "train" if row["case"].startswith("train") else "model"
+        options = {"cases": row["case"], "variants": row["variant"], "sizes": row["size"]}
+        options["batches"] = row["batch"]
+        given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        assert main([part, *given, "--impls", "stock", "ours", "--json", str(file)]) == 0
+        rows += json.loads(file.read_text())["rows"]
+    assert not lost(rows, before)

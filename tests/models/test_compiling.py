@@ -1,0 +1,63 @@
+"""torch.compile by config: the same function, region by region."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from spark_seg.errors import UserError
+from spark_seg.models.compiling import (
+    compile_options,
+    compile_regions,
+    is_compiled,
+    require_compilable,
+)
+
+
+def test_same_function_and_keys(build_model: Callable[..., nn.Module]) -> None:
+    from spark_seg.models.fast_segformer import accelerate
+
+    torch.manual_seed(0)
+    plain: Any = build_model("b0").eval()
+    accelerate(plain)
+    compiled = copy.deepcopy(plain)
+    told = compile_regions(compiled, {"backend": "aot_eager"}, training=True)
+    assert told is not None
+    assert "9 regions" in told
+    assert ("slower" in told) == (not torch.cuda.is_available())
+    assert is_compiled(compiled)
+    assert not is_compiled(plain)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    grads = []
+    for model in (plain, compiled):
+        out = model(x)
+        out.square().sum().backward()
+        grads.append((out.detach(), model.backbone.layers[0][1][0].attn.attn.in_proj_weight.grad))
+    for ours, theirs in zip(*grads, strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_off() -> None:
+    assert compile_options(False) is None
+    assert compile_regions(nn.Linear(2, 2), False, training=True) is None
+    require_compilable({"compile": False, "multi_scale": [64]}, 3, training=True)
+
+
+@pytest.mark.parametrize("value", [{"mod": "default"}, "yes", 1])
+def test_values_that_make_no_sense(value: Any) -> None:
+    with pytest.raises(UserError, match="compile"):
+        compile_options(value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [(3, {}), (1, {"activation_checkpointing": True}), (0, {"multi_scale": [64, 96]})],
+)
+def test_refused(stage: int, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="compile with"):
+        require_compilable({"compile": True, **options}, stage, training=True)
+    require_compilable({"compile": True, **options}, stage, training=False)
