@@ -5,7 +5,7 @@ process holds: whole parameters below stage 3, its own partitions under it. It i
 swapped in for validation, and saved with the checkpoint.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -24,12 +24,22 @@ class ModelEma:
         module: The bare model, wrapped already.
         decay: Between 0 and 1.
         zero_stage: The ZeRO stage.
+        release: Under stage 3 lets go of the parameters that are gathered at the moment. DeepSpeed keeps those that it
+            expects to be used again soon, over several processes as copies: a forward after a swap would compute with
+            the weights of before it.
     """
 
-    def __init__(self, module: nn.Module, decay: float, zero_stage: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        decay: float,
+        zero_stage: int,
+        release: Callable[[], object] | None = None,
+    ) -> None:
         if not 0 < decay < 1:
             raise UserError(f"ema_decay must lie between 0 and 1, not {decay}")
         self.module, self.decay, self.zero_stage = module, decay, zero_stage
+        self._release = release
         self._steps: int | torch.Tensor = 0
         self.shadow = [t.detach().float().clone() for t in self._held()]
 
@@ -81,6 +91,8 @@ class ModelEma:
 
     @torch.no_grad()
     def _put(self, values: list[torch.Tensor]) -> None:
+        if self._release is not None:
+            self._release()
         for target, value in zip(self._held(), values, strict=True):
             target.copy_(value)
 

@@ -84,7 +84,9 @@ class _Common:
             if isinstance(self.optim_wrapper.optimizer, torch.optim.Optimizer):
                 self.guard.attach(self.optim_wrapper.optimizer)
             if self._ema_decay is not None:
-                self.ema = ModelEma(self.module, self._ema_decay, self.zero_stage)
+                self.ema = ModelEma(
+                    self.module, self._ema_decay, self.zero_stage, self._release_gathered()
+                )
         else:
             self._freeze_weights()
 
@@ -97,6 +99,10 @@ class _Common:
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
         self.module.eval()
         freeze_weights(self.module, dtypes[self.precision])
+
+    def _release_gathered(self) -> Callable[[], object] | None:
+        """What lets go of gathered parameters; None where none are partitioned."""
+        return None
 
     @property
     def module(self) -> nn.Module:
@@ -315,6 +321,9 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
     def module(self) -> nn.Module:
         """The bare model inside DeepSpeed's engine."""
         return self.model.model.module
+
+    def _release_gathered(self) -> Callable[[], object] | None:
+        return self.model.model.empty_partition_cache if self.zero_stage == 3 else None
 
     @property
     def zero_stage(self) -> int:  # type: ignore[override]
