@@ -85,7 +85,8 @@ def hugging_face_model(stock: Any, attention: str) -> "nn.Module":
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     backbone = stock.backbone
-    config = SegformerConfig(
+    build: Any = SegformerConfig
+    config = build(
         num_labels=CLASSES,
         depths=list(backbone.num_layers),
         hidden_sizes=[backbone.embed_dims * heads for heads in backbone.num_heads],

@@ -68,11 +68,20 @@ def linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, after: str =
     return lambda x: F.linear(x, weight, bias)
 
 
+def pointwise(
+    conv: Any, dtype: torch.dtype, affine: Affine | None = None, after: str = "none"
+) -> Layer:
+    """A `fast_layers.PointwiseConv2d` of tokens, with `affine` folded into it."""
+    weight, bias = conv.matrix(affine)
+    return linear(weight, bias, dtype, after)
+
+
 def convolution(conv: nn.Conv2d, dtype: torch.dtype, after: str = "none") -> Layer:
     """A convolution of maps with channels last, followed by `none` or `gelu`."""
     weight = conv.weight.detach().to(dtype)
     bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-    stride, padding, dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+    module: Any = conv  # its padding may be a name, in general
+    stride, padding, dilation = list(module.stride), list(module.padding), list(module.dilation)
     groups = conv.groups
     if fused_operators(weight.device, dtype):
         size = [1, conv.in_channels, 64, 64]
@@ -174,9 +183,9 @@ class FrozenStage(Frozen):
                     layer_norm(block.norm1, dtype),
                     FrozenAttention(block.attn, dtype),
                     layer_norm(block.norm2, dtype),
-                    linear(*fc1.matrix(), dtype),
+                    pointwise(fc1, dtype),
                     convolution(depthwise, dtype, after="gelu"),
-                    linear(*fc2.matrix(), dtype),
+                    pointwise(fc2, dtype),
                 )
             )
         self.norm = layer_norm(norm, dtype)
@@ -197,7 +206,7 @@ class FrozenBackbone(Frozen):
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         super().__init__(dtype)
-        self.stages = [FrozenStage(*stage, dtype) for stage in module.layers]
+        self.stages = [FrozenStage(e, b, n, dtype) for e, b, n in module.layers]
         self.kept = module.out_indices
 
     def __call__(self, x: Tensor) -> list[Tensor]:
@@ -219,14 +228,14 @@ class FrozenHead(Frozen):
         super().__init__(dtype)
         affines = [_affine(block) for block in (*module.convs, module.fusion_conv)]
         self.embed = [
-            linear(*block.conv.matrix(affine), dtype, after="relu")
+            pointwise(block.conv, dtype, affine, after="relu")
             for block, affine in zip(module.convs, affines[:-1], strict=True)
         ]
         weight, bias = module.fusion_conv.conv.matrix(affines[-1])
         parts = weight.split([block.conv.out_channels for block in module.convs], dim=1)
         last = len(parts) - 1  # the smallest map: resizing leaves a constant as it is
         self.fuse = [linear(p, bias if i == last else None, dtype) for i, p in enumerate(parts)]
-        self.classify = linear(*module.conv_seg.matrix(), dtype)
+        self.classify = pointwise(module.conv_seg, dtype)
         self.resize = {"mode": module.interpolate_mode, "align_corners": module.align_corners}
 
     def __call__(self, maps: Sequence[Tensor]) -> Tensor:

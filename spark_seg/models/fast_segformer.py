@@ -39,8 +39,8 @@ from spark_seg.models.fast_layers import (
 from spark_seg.models.heads import PaperSegformerHead
 
 
-class Freezable(nn.Module):
-    """A module that may hold a faster forward for constant weights (`fast_inference.freeze_weights`)."""
+class Freezable:
+    """Mixed into a module: it may hold a faster forward for constant weights (`fast_inference.freeze_weights`)."""
 
     frozen: Any = None
 
@@ -48,15 +48,15 @@ class Freezable(nn.Module):
         """Training ends the freeze."""
         if mode:
             self.frozen = None
-        return super().train(mode)
+        return super().train(mode)  # type: ignore[misc]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.frozen = None  # moved or cast
-        return super()._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.frozen = None
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
 
 
 class FastMixVisionTransformer(Freezable, MixVisionTransformer):
