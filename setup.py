@@ -51,11 +51,20 @@ setup(
     extras_require={
         # packing, checking and JPEG decoding in less time; used where they are installed
         "fast": ["isal>=1.6", "zlib-ng>=0.5", "simplejpeg>=1.8"],
+        # tools/export.py and `infer.py --backend`
+        "export": [
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.1",
+            "openvino>=2025.0",
+            "nncf>=2.15",
+        ],
         "test": [
             "pytest>=8",
             "pytest-timeout",
             "pytest-xdist",
-            # independent implementations that the scores are checked against
+            # independent implementations that scores and models are checked against
+            "transformers>=4.48",
             "scikit-learn",
             "scikit-image",
             "ruff",

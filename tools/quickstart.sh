@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/setup_env.sh
-setup_env ''
+setup_env '[fast]'
 
 config=segformer_b0_spark_demo
 run=work_dirs/$config

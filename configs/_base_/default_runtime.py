@@ -9,7 +9,9 @@ precision = (
     "auto"  # 'bf16', 'fp16' (GPU): autocast, fp32 weights | 'fp32'; auto: bf16 where a GPU has it
 )
 accelerate = True  # the same function in less time; False: mmsegmentation's own forwards
-compile = False  # True, or dict(mode="max-autotune"): torch.compile, for GPUs; slower on CPUs in training
+compile = (
+    False  # True, or dict(mode="max-autotune"): torch.compile, for GPUs; slower on CPUs in training
+)
 
 # Choices worked into the model; None leaves it as `_base_/models` has it.
 head = None  # 'paper': the paper's decoder and width, as NVlabs' and Hugging Face's weights have it

@@ -238,7 +238,9 @@ def prepare(path: str, size: int) -> "torch.Tensor":
 
     with Image.open(path) as image:
         small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    values = (np.asarray(small, np.float32) - np.float32(_MEAN)) / np.float32(_STD)
+    values = (np.asarray(small, np.float32) - np.asarray(_MEAN, np.float32)) / np.asarray(
+        _STD, np.float32
+    )
     return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
 
 

@@ -161,10 +161,10 @@ def peak_memory(call: Callable[[], Any], cuda: bool) -> float:
 
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        start = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return (torch.cuda.max_memory_allocated() - start) / 1e6
     try:
         # what malloc keeps for reuse would hide what the call asks for
         ctypes.CDLL("libc.so.6").malloc_trim(0)

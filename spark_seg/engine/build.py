@@ -240,6 +240,9 @@ def _fuse(cfg: "Config") -> None:
 
 
 def _build(cfg: "Config", **objects: Any) -> SparkRunner:
+    from spark_seg.datasets.memory import reuse_memory
+
+    reuse_memory()  # every step makes the same large tensors anew
     # The function in it can neither be printed nor saved: kept out of the config that the runner records.
     strategy = dict(cfg.pop("strategy"))
     strategy["_scope_"] = (

@@ -13,7 +13,9 @@ sampling = None  # 'satellite' | 'small' | 'panel', a list of them, or dict(by="
 multi_scale = None  # [384, 448, 512]: each step at one of these sizes; image_size is the largest
 cache = None  # 'labels' | 'labels+half' | 'labels+half_raw': decoded once, made on first use; see docs/data.md
 cache_dir = None  # None: `.spark_cache` inside the tree
-skip_bad_files = False  # True: a training file that cannot be read is named and replaced, not an error
+skip_bad_files = (
+    False  # True: a training file that cannot be read is named and replaced, not an error
+)
 leave_out = None  # a satellite, or several, to keep out of training
 
 _meta = ("img_path", "seg_map_path", "sample_id", "satellite", "ori_shape", "img_shape")
@@ -32,9 +34,7 @@ train_pipeline = [
         scale=0.2,
         shift=0.1,
     ),
-    dict(
-        type="ColorJitter", brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, space="yiq"
-    ),
+    dict(type="ColorJitter", brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, space="yiq"),
     dict(type="PackSparkInputs", meta_keys=_meta),
 ]
 # The mask keeps its own resolution: scores are counted there.
