@@ -10,7 +10,7 @@ _base_ = ["./segformer_b0_spark.py"]
 pretrained = None
 data_root = "data/spark_demo"
 demo_data = dict(images=1600, train_size=512, val=60, test=20, size=1024, seed=0)
-image_size, batch_size, epochs, val_every = 256, 4, 12, 6
+image_size, batch_size, epochs, val_every = 256, 4, 8, 8
 lr, min_lr, warmup_epochs, betas = 1.5e-3, 1e-5, 0.05, (0.9, 0.99)
 num_workers, log_every = 1, 50
 _norm = dict(mean=[36, 36, 36], std=[30, 30, 30])

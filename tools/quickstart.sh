@@ -22,19 +22,25 @@ train() {
         options=(--cfg-options precision=bf16)
     fi
     if command -v nvidia-smi >/dev/null || [ "$cores" -lt 2 ]; then
-        "$python" tools/train.py "configs/$config.py"
+        "$python" tools/train.py "configs/$config.py" "$@"
     else
-        OMP_NUM_THREADS=$((cores / 2)) PYTHON=$python bash tools/dist_train.sh "configs/$config.py" 2 "${options[@]}"
+        OMP_NUM_THREADS=$((cores / 2)) PYTHON=$python bash tools/dist_train.sh "configs/$config.py" 2 "$@" "${options[@]}"
     fi
 }
 
 step "1/5 train $config with DeepSpeed (renders its data first)"
-if [ -f "$run/finished" ] && [ -f "$best" ]; then
+# A training of these very configs is not made twice, and goes on where it was interrupted.
+configs=$(cat "configs/$config.py" configs/segformer_b0_spark.py configs/_base_/*.py configs/_base_/*/*.py | cksum)
+begun=work_dirs/.$config.begun finished=work_dirs/.$config.finished
+if [ "$(cat "$finished" 2>/dev/null)" = "$configs" ] && [ -f "$best" ]; then
     echo "done before: $run"
+elif [ "$(cat "$begun" 2>/dev/null)" = "$configs" ]; then
+    train --resume
 else
+    echo "$configs" >"$begun"
     train
-    touch "$run/finished"
 fi
+echo "$configs" >"$finished"
 
 step "2/5 evaluate the best checkpoint"
 if [ "$run/test_val/table.txt" -nt "$best" ]; then
