@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from spark_seg.engine.launch import this_process
@@ -102,7 +103,8 @@ def _first(
 
 def forget_first(work_dir: str | os.PathLike[str]) -> None:
     """Before an attempt: the first cause of a former one is not this one's. One process calls it."""
-    (Path(work_dir) / FOLDER / FIRST).unlink(missing_ok=True)
+    with suppress(NotADirectoryError):  # nothing of a former one; the writing says what is wrong
+        (Path(work_dir) / FOLDER / FIRST).unlink(missing_ok=True)
 
 
 def _line(error: Exception) -> str:

@@ -232,7 +232,8 @@ def test_demo_data_is_not_rendered_for_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(["segformer_b0_spark_demo", "--dry-run"])
-    assert "training frames  400 (the demo data's config)" in capsys.readouterr().out
+    images = load_config("segformer_b0_spark_demo").demo_data.images
+    assert f"training frames  {images} (the demo data's config)" in capsys.readouterr().out
     assert not (tmp_path / "data").exists()
 
 
