@@ -76,7 +76,7 @@ def test_quickstart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="not reached yet: 0.596 on the validation frames at best")
+@pytest.mark.xfail(strict=True, reason="not reached yet")
 def test_quickstart_reaches_what_is_promised() -> None:
     """From scratch: 0.80 on the validation split, 0.75 on the test frames, which are few."""
     assert reached, "test_quickstart comes first"
