@@ -2,21 +2,19 @@
 
     python tools/train.py configs/segformer_b0_spark_demo.py
 
-Renders its data on first use, the training frames at half size. Many frames, small batches of windows on the craft, no
+Renders its data on first use, training frames at half size. Many frames, small batches of windows on the craft, no
 regularisation and input centred on the dark sky make the most of a few minutes.
 """
 
 _base_ = ["./segformer_b0_spark.py"]
-pretrained = None
-data_root = "data/spark_demo"
+pretrained, data_root = None, "data/spark_demo"
 demo_data = dict(images=1600, train_size=512, val=60, test=20, size=1024, seed=0)
 image_size, batch_size, epochs, val_every = 256, 4, 10, 10
 lr, min_lr, warmup_epochs, betas = 1.5e-3, 1e-5, 0.05, (0.9, 0.99)
 num_workers, log_every = 1, 50
 zero_stage = 0  # partitions cost a small model more than they save
 optim_wrapper = dict(optimizer=dict(fused=True))
-_norm = dict(mean=[36, 36, 36], std=[30, 30, 30])
-_head = dict(dropout_ratio=0.0)
+_norm, _head = dict(mean=[36, 36, 36], std=[30, 30, 30]), dict(dropout_ratio=0.0)
 model = dict(data_preprocessor=_norm, backbone=dict(drop_path_rate=0.0), decode_head=_head)
 train_pipeline = [
     dict(type="LoadSparkImage", shrink=2, keep=True),

@@ -37,6 +37,7 @@ if [ "$(cat "$finished" 2>/dev/null)" = "$configs" ] && [ -f "$best" ]; then
 elif [ "$(cat "$begun" 2>/dev/null)" = "$configs" ]; then
     train --resume
 else
+    mkdir -p work_dirs
     echo "$configs" >"$begun"
     train
 fi

@@ -3,6 +3,9 @@
 A resampling draws as many images as there are, with replacement, and scores them. Images are the
 unit, for pixels of one image go wrong together. Every score is a function of sums over images, so a
 resampling is one row of weights, and all of them one matrix product.
+
+What counts in few images counts in none of some resamplings. Those tell nothing of it and are left
+out of its interval; as 0 they would pull down what is perfect wherever it was seen.
 """
 
 from collections.abc import Iterator
@@ -33,17 +36,25 @@ def weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[
 
 
 def resampled(sums: Sums, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every score in every resampling: float64 [resamples] per flat key; needs one image at least."""
+    """Every score in every resampling: float64 [resamples] per flat key, NaN where it counts nowhere.
+
+    Needs one image at least. What counts is what `Sums.counted` says.
+    """
     flat = sums.flat()
     found: dict[str, list[np.ndarray]] = {}
     for chunk in weights(len(sums), resamples, seed):
-        for key, value in sums.scores(sums.unflat(chunk @ flat)).items():
-            found.setdefault(key, []).append(value)
+        totals = sums.unflat(chunk @ flat)
+        counted = sums.counted(totals)
+        for key, value in sums.scores(totals).items():
+            found.setdefault(key, []).append(np.where(counted[key], value, np.nan))
     return {key: np.concatenate(values) for key, values in found.items()}
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The middle `level` of resampled values [R]."""
+def interval(values: np.ndarray, level: float = LEVEL, point: float = 0.0) -> tuple[float, float]:
+    """The middle `level` of those resampled values [R] that are no NaN; `point` twice where all are."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return point, point
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -65,9 +76,12 @@ def intervals(
         level: Share of resamplings inside.
 
     Returns:
-        Flat key -> (low, high), for every key of `metrics_of` but the numbers of images.
+        Flat key -> (low, high), for every key of `metrics_of` but the numbers of images; over the
+        resamplings in which the key counts, and the score itself twice where it counts in none.
     """
     if not len(counts) or not resamples:
         return {}
-    found = resampled(Sums(counts, rule), resamples, seed)
-    return {key: interval(values, level) for key, values in found.items()}
+    sums = Sums(counts, rule)
+    points = sums.scores(sums.total())
+    found = resampled(sums, resamples, seed)
+    return {key: interval(found[key], level, float(points[key])) for key in points}

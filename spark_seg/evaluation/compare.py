@@ -25,8 +25,9 @@ class Difference:
     Attributes:
         a, b: The score of each on the shared images.
         difference: b - a.
-        low, high: The interval of the difference.
-        share_worse: Share of resamplings in which B is not better than A.
+        low, high: The interval of the difference, over the resamplings in which the score counts
+            for both; where there is none the difference itself, p 1 and the verdict `open`.
+        share_worse: Share of those resamplings in which B is not better than A; 1 where none is.
         p: Two-sided: twice the smaller of the shares in which B is not better and not worse, with
             one resampling added to each so that it is never 0; 1 where nothing differs.
         verdict: `better` or `worse` where the interval leaves 0 out, else `open`.
@@ -154,6 +155,9 @@ def compare(
 
 
 def _difference(a: float, b: float, values: np.ndarray, sign: int, level: float) -> Difference:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Difference(a, b, b - a, b - a, b - a, 1.0, 1.0, "open")
     low, high = interval(values, level)
     gain = sign * values
     not_better, not_worse = int((gain <= 0).sum()), int((gain >= 0).sum())

@@ -70,7 +70,8 @@ def resampled(
 ) -> np.ndarray:
     """`spark/score` under every fault in every resampling of the frames: float64 [F, resamples].
 
-    All faults see the same draws (paired), and the draws are those of `bootstrap.intervals`.
+    All faults see the same draws (paired), and the draws are those of `bootstrap.intervals`. NaN in
+    resamplings without a counted panel, unless the panel counts in no frame at all.
     """
     faults, frames = counts.confusion.shape[:2]
     credit = part_credit(counts.confusion, rule.thresholds, rule.empty_union)
@@ -78,8 +79,10 @@ def resampled(
     counted = panel_counts(counts.confusion, rule.panel_share).reshape(faults, frames)
     parts = []
     for drawn in weights(frames, resamples, seed):
-        panels = ratio((panel * counted) @ drawn.T, counted.astype(np.float64) @ drawn.T)
-        parts.append((body @ drawn.T / frames + panels) / 2)
+        there = counted.astype(np.float64) @ drawn.T
+        panels = ratio((panel * counted) @ drawn.T, there)
+        score = (body @ drawn.T / frames + panels) / 2
+        parts.append(np.where((there > 0) | ~counted.any(), score, np.nan))
     return np.concatenate(parts, 1)
 
 
@@ -119,14 +122,15 @@ def summary(
         entry["mean"], entry["worst"] = float(np.mean(values)), min(values)
         entry["relative"] = relative(entry["mean"])
         entry["relative_worst"] = relative(entry["worst"])
+    mean = float(np.mean([entry["mean"] for entry in kinds.values()]))
     spans: dict[str, Any] = {}
     if resamples and len(counts.ids):
         drawn = resampled(counts, rule, resamples)
         means = {kind: drawn[1:][counts.kinds[1:] == kind].mean(0) for kind in kinds}
         for kind, entry in kinds.items():
-            entry["interval"] = list(interval(means[kind]))
-        spans["clean_interval"] = list(interval(drawn[0]))
-        spans["interval"] = list(interval(np.mean(list(means.values()), 0)))
+            entry["interval"] = list(interval(means[kind], point=entry["mean"]))
+        spans["clean_interval"] = list(interval(drawn[0], point=clean))
+        spans["interval"] = list(interval(np.mean(list(means.values()), 0), point=mean))
     low = min(
         (
             (found[SCORE], kind, int(severity))
@@ -134,7 +138,6 @@ def summary(
             for severity, found in entry["severities"].items()
         ),
     )
-    mean = float(np.mean([entry["mean"] for entry in kinds.values()]))
     return {
         "score": SCORE,
         "images": len(counts.ids),

@@ -180,3 +180,33 @@ class Sums:
             result |= calibration_scores(totals["calibration"], totals["nll"])
         result |= {f"per_image/{key}": value for key, value in means.items()}
         return result
+
+    def counted(self, totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Where the scores of the same sums count at all: bool [...] under the keys of `scores`.
+
+        A mean over images counts where any image does; pooled class scores, boundaries and
+        calibration where there is a pixel of the kind. `spark/score` counts where both parts do;
+        where the panel counts in no image of the whole split, it is half the body by definition
+        and counts everywhere.
+        """
+        result = counts_where(totals["confusion"])
+        means = {
+            name.removeprefix("mean "): pair[..., 1] > 0
+            for name, pair in totals.items()
+            if name.startswith("mean ")
+        }
+        body, panel = means.pop("spark/body"), means.pop("spark/panel")
+        del means["spark/score"]
+        anywhere = bool(self.rows["mean spark/panel"][..., 1].any())
+        result["spark/score"] = body & panel if anywhere else body
+        result["spark/body"], result["spark/panel"] = body, panel
+        if "boundary_pixels" in totals:
+            pixels, _, overlap = (totals[name] for name in _BOUNDARY)
+            result |= boundary_counted(pixels, overlap, self.options)
+            result["box_IoU"] = means.pop("box_IoU")
+        if "calibration" in totals:
+            pixels = totals["calibration"][..., 0].sum(-1) > 0
+            for index, region in enumerate(REGIONS):
+                suffix = "" if region == "all" else f"/{region}"
+                result[f"ECE{suffix}"] = result[f"NLL{suffix}"] = pixels[..., index]
+        return result | {f"per_image/{key}": where for key, where in means.items()}

@@ -44,15 +44,84 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_intervals_are_those_of_scoring_resampled_images():
     """The slow way: take the drawn images, as often as drawn, and score them from nothing."""
-    counts = run(shift=2)
-    found = intervals(counts, resamples=40, seed=5)
-    slow = []
-    for row in np.concatenate(list(weights(len(counts), 40, seed=5))).astype(int):
-        slow.append(metrics_of(counts.take(np.repeat(np.arange(len(counts)), row))))
-    for key, span in found.items():
-        ends = np.quantile([metrics[key] for metrics in slow], [0.025, 0.975])
-        assert span == pytest.approx(tuple(ends)), key
-    assert set(found) == set(metrics_of(counts)) - {"images", "spark/panel_images"}
+    for counts in (run(shift=2), rare()):
+        found = intervals(counts, resamples=40, seed=5)
+        slow: dict[str, list[float]] = {key: [] for key in found}
+        for row in np.concatenate(list(weights(len(counts), 40, seed=5))).astype(int):
+            drawn = counts.take(np.repeat(np.arange(len(counts)), row))
+            metrics = metrics_of(drawn)
+            for key, values in slow.items():
+                if says_something(key, drawn):
+                    values.append(metrics[key])
+        for key, span in found.items():
+            ends = np.quantile(slow[key], [0.025, 0.975])
+            assert span == pytest.approx(tuple(ends)), key
+        assert set(found) == set(metrics_of(counts)) - {"images", "spark/panel_images"}
+    assert 0 < len(slow["spark/panel"]) == len(slow["spark/score"]) < 40
+    assert 0 < len(slow["IoU/panel"]) < 40
+    assert len(slow["aAcc"]) == 40
+
+
+def rare(shift=1, count=6):
+    """Images without panel, but for the first; nothing predicted there either."""
+    rows = []
+    for index, truth in enumerate(truths(count)):
+        if index:
+            truth[truth == 2] = 0
+            truth[40:60, 40:60] = 1
+        rows.append((f"{index:05d}", "", count_frame(np.roll(truth, shift, 1), truth)))
+    return ImageCounts.collect(rows)
+
+
+def says_something(key, counts):
+    """Whether images drawn from a split with one counted panel say anything of a score."""
+    if key in ("spark/score", "spark/panel"):
+        return metrics_of(counts)["spark/panel_images"] > 0
+    either = counts.confusion.sum((0, 1)) + counts.confusion.sum((0, 2)) > 0
+    assert either[:2].all()
+    return bool(either[2]) or not key.endswith("/panel")
+
+
+def test_what_counts_in_few_images_is_perfect_where_it_is_perfect():
+    """Resamplings without the one panel say nothing of panels; none of them is a panel missed."""
+    counts = rare(shift=0)
+    assert metrics_of(counts)["spark/panel_images"] == 1
+    found = intervals(counts, resamples=200)
+    for key in ("spark/panel", "spark/score", "IoU/panel", "per_image/IoU/panel", "mIoU"):
+        assert found[key] == (1, 1), key
+    assert found["boundary_IoU/panel"] == found["boundary_F1px/panel"] == (1, 1)
+
+
+def test_what_counts_nowhere_has_its_own_value_as_interval():
+    counts = rare().take(np.arange(1, 6))
+    found, metrics = intervals(counts, resamples=50), metrics_of(counts)
+    for key in ("spark/panel", "IoU/panel", "boundary_IoU/panel"):
+        assert found[key] == (metrics[key], metrics[key]) == (0, 0)
+    # Half the body by definition, and as uncertain as that.
+    low, high = found["spark/body"]
+    assert low < high
+    assert found["spark/score"] == pytest.approx((low / 2, high / 2))
+
+
+def test_differences_leave_out_what_counts_for_one_run_only():
+    worse, perfect = rare(shift=3), rare(shift=0)
+    row = compare(worse, perfect, resamples=200).rows["spark/panel"]
+    assert row.low == row.high == row.difference == row.b - row.a > 0
+    assert (row.share_worse, row.verdict) == (0, "better")
+    truth = truths(1)[0]
+    some = ImageCounts.collect([("x", "", count_frame(truth, truth))])
+    sums = np.zeros((1, 3, 15, 3), int)
+    sums[:, :, 14] = 100, 50, 100 << 24
+    calibrated = {"calibration": sums, "nll": np.full((1, 3), 9)}
+    a = ImageCounts(some.ids, some.satellites, some.confusion, **calibrated)
+    unseen = sums.copy()
+    unseen[:, 2] = 0  # B calls nothing craft
+    b = ImageCounts(
+        some.ids, some.satellites, some.confusion, calibration=unseen, nll=np.full((1, 3), 9)
+    )
+    row = compare(a, b, resamples=20).rows["ECE/predicted"]
+    assert (row.a, row.b) == (0.5, 0)
+    assert (row.low, row.high, row.p, row.verdict) == (-0.5, -0.5, 1, "open")
 
 
 def test_the_seed_decides():

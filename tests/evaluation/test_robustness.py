@@ -195,6 +195,18 @@ def test_intervals_are_those_of_the_evaluation() -> None:
     assert table_lines(bare)
 
 
+def test_one_counted_panel_that_is_perfect_has_no_uncertainty() -> None:
+    stack = np.tile(np.diag([900, 100, 0]), (3, 6, 1, 1))
+    stack[:, 0, 2, 2] = 50
+    kinds = np.array([CLEAN, "noise", "jpeg"])
+    made = FaultCounts(np.arange(6).astype(str), kinds, np.array([0, 1, 1]), stack, 6)
+    found = summary(made, resamples=200)
+    assert found["clean_interval"] == found["interval"] == [1, 1]
+    assert found["kinds"]["jpeg"]["interval"] == [1, 1]
+    stack[:, 0, 2, 2] = 0  # no panel anywhere: half the body
+    assert summary(made, resamples=200)["interval"] == [0.5, 0.5]
+
+
 def test_summary_follows_the_rule_and_a_clean_score_of_zero_has_no_relative() -> None:
     found = counts([[60, 60], [60, 0]])
     assert summary(found, ChallengeRule((0.6,)))["clean"]["spark/score"] == 0.5
