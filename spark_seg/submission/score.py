@@ -4,6 +4,7 @@ python -m spark_seg.submission.score submission.zip --truth FOLDER [--json FILE]
 """
 
 import os
+import re
 from pathlib import Path
 
 from spark_seg.atomic import make_folder
@@ -20,6 +21,7 @@ from spark_seg.labels import read_mask
 from spark_seg.progress import track
 from spark_seg.submission.check import open_zip, read_labels, structure
 
+_PLAIN = re.compile(r"[^/\\:\0]+_layer\.npz")  # a member, wherever its mask is
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -77,7 +79,15 @@ def score_zip(
     rows = []
     with open_zip(zip_path) as archive:
         infos = archive.infolist()
-        if problems := structure(infos, list(masks)):
+        given = {info.orig_filename: None for info in infos}
+        alone = [name for name in given if name not in masks and _PLAIN.fullmatch(name)]
+        problems = structure(infos, [*masks, *alone])
+        if alone:
+            some = ", ".join(name.removesuffix("_layer.npz") for name in alone[:3])
+            some += " ..." if len(alone) > 3 else ""
+            told = f"no mask in {truth} for {some} ({len(alone)} of {len(infos)} members)"
+            problems.insert(0, told)
+        if problems:
             raise UserError(f"{zip_path} against {truth}: {'; '.join(problems)}")
         items = track(infos, len(infos), "score") if progress else iter(infos)
         for info in items:

@@ -141,8 +141,15 @@ def test_options_that_make_no_sense_are_told_before_the_zip_is_read(options, mes
 def test_missing_truth(tmp_path, zipped):
     truth = write_truth(tmp_path / "truth")
     (truth / "test_00002_layer.png").unlink()
-    with pytest.raises(UserError, match=r"1 members belong to no image: 'test_00002_layer\.npz'"):
+    with pytest.raises(UserError, match=r"no mask in .*truth for test_00002 \(1 of 4 members\)$"):
         score_zip(zipped, truth)
+    other = write_zip(
+        tmp_path / "more", found=FOUND | {f"test_{n:05d}_img.jpg": mask(n) for n in range(6, 9)}
+    )
+    with pytest.raises(
+        UserError, match=r"for test_00002, test_00006, test_00007 \.\.\. \(4 of 7 members\)$"
+    ):
+        score_zip(other, truth)
 
 
 def test_missing_member(tmp_path):
@@ -199,8 +206,14 @@ def test_a_zip_with_a_folder_inside(tmp_path, zipped):
 def test_an_extra_member(tmp_path):
     truth = write_truth(tmp_path / "truth")
     found = FOUND | {"test_00009_img.jpg": mask(9)}
-    with pytest.raises(UserError, match=r"1 members belong to no image: 'test_00009_layer\.npz'"):
+    with pytest.raises(UserError, match=r"no mask in .*truth for test_00009 \(1 of 5 members\)$"):
         score_zip(write_zip(tmp_path / "out", found=found), truth)
+
+
+def test_a_file_that_is_no_member(tmp_path, zipped):
+    members = entries(zipped) | {"readme.txt": b"hello"}
+    with pytest.raises(UserError, match=r"1 members belong to no image: 'readme\.txt'$"):
+        score_zip(rewrite(tmp_path / "bad.zip", members), write_truth(tmp_path / "truth"))
 
 
 def entries(zipped):
