@@ -113,6 +113,13 @@ def false_negatives(confusions: np.ndarray) -> np.ndarray:
     return np.asarray(confusions, np.int64).sum(-1) - true_positives(confusions)
 
 
+def true_negatives(confusions: np.ndarray) -> np.ndarray:
+    """Counted pixels neither of each class nor given to it: [..., 3, 3] -> int64 [..., 3]."""
+    matrix = np.asarray(confusions, np.int64)
+    either = matrix.sum(-1) + matrix.sum(-2) - true_positives(matrix)
+    return matrix.sum((-2, -1))[..., None] - either
+
+
 def __getattr__(name: str) -> Any:
     """`ImageCounts` lives in `store.py`, which builds on this module; both names lead to it."""
     if name == "ImageCounts":

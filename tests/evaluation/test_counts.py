@@ -15,6 +15,7 @@ from spark_seg.evaluation.counts import (
     false_negatives,
     false_positives,
     pooled,
+    true_negatives,
     true_positives,
 )
 
@@ -163,13 +164,20 @@ def test_under_a_millisecond_for_a_frame():
 def test_positives_and_negatives_by_definition():
     stack = np.random.default_rng(6).integers(0, 50, (4, 3, 3))
     hit, extra, missed = true_positives(stack), false_positives(stack), false_negatives(stack)
-    assert hit.shape == extra.shape == missed.shape == (4, 3)
+    left = true_negatives(stack)
+    assert hit.shape == extra.shape == missed.shape == left.shape == (4, 3)
     for n in range(4):
         for c in range(3):
             others = [k for k in range(3) if k != c]
             assert hit[n, c] == stack[n, c, c]
             assert extra[n, c] == sum(stack[n, k, c] for k in others)
             assert missed[n, c] == sum(stack[n, c, k] for k in others)
+            assert left[n, c] == sum(stack[n, j, k] for j in others for k in others)
+    assert left.dtype == np.int64
+    np.testing.assert_array_equal(true_negatives(stack[0]), left[0])
+    np.testing.assert_array_equal(
+        hit + extra + missed + left, np.repeat(stack.sum((1, 2))[:, None], 3, 1)
+    )
     np.testing.assert_array_equal(pooled(stack), stack[0] + stack[1] + stack[2] + stack[3])
     np.testing.assert_array_equal(pooled(np.zeros((0, 3, 3), int)), np.zeros((3, 3)))
 
