@@ -188,7 +188,8 @@ def calibration(runs: Sequence[Run]) -> Section | None:
     with_it = [run for run in runs if run.counts.calibrated]
     if not with_it:
         return None
-    region = REGIONS.index("foreground")
+    # Not the truth's craft: of pixels that the truth has chosen even a perfect model leaves the diagonal.
+    region = REGIONS.index("predicted")
     curves, bars = [], None
     for run in with_it:
         sums = run.counts.calibration.sum(0)
@@ -196,7 +197,7 @@ def calibration(runs: Sequence[Run]) -> Section | None:
             shown = [(run_series(runs)[runs.index(run)], region)]
         else:
             shown = [
-                (Series("craft's pixels", CLASS_COLOURS["panel"]), region),
+                (Series("found as craft", CLASS_COLOURS["panel"]), region),
                 (Series("all pixels", CLASS_COLOURS["background"], dash="6 4"), 0),
             ]
             rel = reliability(sums[region])
@@ -218,9 +219,13 @@ def calibration(runs: Sequence[Run]) -> Section | None:
     told = "On the dashed diagonal confidence is what it says; below it the model is too sure of itself. "
     told += "Bins with under 1 in 500 pixels are left out."
     if bars is not None:
-        told += " Grey bars: share of the craft's pixels with that confidence."
+        told += " Grey bars: share of the pixels found as craft with that confidence."
     elif len(runs) > 1:
-        told += " Pixels of the craft only."
+        told += " Pixels found as craft only."
+    told += (
+        " Numbers of the craft's own pixels serve to compare runs: the truth has chosen those pixels, so even a "
+        "perfectly calibrated model has an ECE there."
+    )
     rows = []
     for run in with_it:
         for title, key in (("ECE, %", "ECE"), ("NLL, nats", "NLL")):
