@@ -100,7 +100,8 @@ def summary(
         `score`: the key that means and the worst are taken of; `images`, `of`: how many of the split's; `severities`;
         `clean`: the scores without a fault; `kinds`: for each its `title`, its scores by severity (keys are text, as
         JSON has it), `mean` and `worst` score; `mean`, over kinds and severities; `worst`: `kind`, `severity`,
-        `score`. `relative` beside each mean and worst is its share of the clean score, None where that is 0.
+        `score`, and `tied`, how many faults have that score, of which the severest is named.
+        `relative` beside each mean and worst is its share of the clean score, None where that is 0.
         `interval` of each kind and of all (`clean_interval` of the clean score): the mean's 95 % interval by bootstrap
         over the frames, [low, high].
     """
@@ -131,13 +132,12 @@ def summary(
             entry["interval"] = list(interval(means[kind], point=entry["mean"]))
         spans["clean_interval"] = list(interval(drawn[0], point=clean))
         spans["interval"] = list(interval(np.mean(list(means.values()), 0), point=mean))
-    low = min(
-        (
-            (found[SCORE], kind, int(severity))
-            for kind, entry in kinds.items()
-            for severity, found in entry["severities"].items()
-        ),
-    )
+    every = [
+        (found[SCORE], -int(severity), kind)
+        for kind, entry in kinds.items()
+        for severity, found in entry["severities"].items()
+    ]
+    low, severity, kind = min(every)
     return {
         "score": SCORE,
         "images": len(counts.ids),
@@ -147,10 +147,11 @@ def summary(
         "mean": mean,
         "relative": relative(mean),
         "worst": {
-            "kind": low[1],
-            "severity": low[2],
-            "score": low[0],
-            "relative": relative(low[0]),
+            "kind": kind,
+            "severity": -severity,
+            "score": low,
+            "relative": relative(low),
+            "tied": sum(one[0] == low for one in every),
         },
         "kinds": kinds,
         **spans,
@@ -182,14 +183,26 @@ def table_lines(found: dict[str, Any]) -> list[str]:
             f"{_share(entry['relative']):>10}{100 * entry['worst']:>8.2f}"
         )
     worst = found["worst"]
-    title = found["kinds"][worst["kind"]]["title"]
     lines += [
         "",
-        f"mean of all  {100 * found['mean']:.2f}, {_share(found['relative'])} of clean; 95 % {_span(found)}",
-        f"worst        {100 * worst['score']:.2f}, {_share(worst['relative'])} of clean: "
-        f"{title}, severity {worst['severity']}",
+        f"mean of all  {100 * found['mean']:.2f}{of_clean(found)}; 95 % {_span(found)}",
+        f"worst        {100 * worst['score']:.2f}{of_clean(worst)}: {worst_fault(found)}",
     ]
     return lines
+
+
+def worst_fault(found: dict[str, Any]) -> str:
+    """The worst fault of a summary in words; more than two at the lowest score are only counted."""
+    worst = found["worst"]
+    if worst.get("tied", 1) > 2:  # files of before have no such number
+        return f"under {worst['tied']} faults"
+    return f"{found['kinds'][worst['kind']]['title']}, severity {worst['severity']}"
+
+
+def of_clean(found: dict[str, Any]) -> str:
+    """`, 80.0 % of clean` of what has a `relative`; empty where clean is 0."""
+    value = found["relative"]
+    return "" if value is None else f", {100 * value:.1f} % of clean"
 
 
 def _span(entry: dict[str, Any]) -> str:

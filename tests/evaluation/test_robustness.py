@@ -161,7 +161,13 @@ def test_summary() -> None:
     assert jpeg["mean"] == pytest.approx(0.25)
     assert found["mean"] == pytest.approx(0.25)
     assert found["relative"] == pytest.approx(0.5)
-    assert found["worst"] == {"kind": "jpeg", "severity": 5, "score": 0.0, "relative": 0.0}
+    assert found["worst"] == {
+        "kind": "jpeg",
+        "severity": 5,
+        "score": 0.0,
+        "relative": 0.0,
+        "tied": 1,
+    }
     assert (found["images"], found["of"], found["severities"]) == (2, 9, [1, 5])
     text = "\n".join(table_lines(found))
     assert "on 2 of 9 images; clean 50.00" in text
@@ -214,7 +220,21 @@ def test_summary_follows_the_rule_and_a_clean_score_of_zero_has_no_relative() ->
     assert lost["clean"]["spark/score"] == 0
     assert lost["relative"] is None
     assert lost["worst"]["relative"] is None
-    assert "- of clean" in "\n".join(table_lines(lost))
+    text = "\n".join(table_lines(lost))
+    assert "- of clean" not in text
+    assert "mean of all  0.00; 95 % 0.00 to 0.00" in text
+    assert text.splitlines()[-1].startswith("worst        0.00: ")
+    assert text.endswith(", severity 1")
+
+
+def test_the_worst_of_equals_is_the_severest_and_many_are_counted() -> None:
+    two = summary(counts([[100, 100], [70, 70], [70, 70], [95, 95], [95, 95]]))
+    assert (two["worst"]["kind"], two["worst"]["severity"]) == ("noise", 5)
+    assert two["worst"]["tied"] == 2
+    assert ", severity 5" in table_lines(two)[-1]
+    many = summary(counts([[100, 100], [0, 0], [0, 0], [95, 95], [0, 0]]))
+    assert many["worst"]["severity"] == 5
+    assert table_lines(many)[-1] == "worst        0.00, 0.0 % of clean: under 3 faults"
 
 
 def test_files(tmp_path: Path) -> None:

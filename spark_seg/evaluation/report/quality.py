@@ -6,7 +6,7 @@ import numpy as np
 
 from spark_seg.evaluation.calibration import REGIONS, reliability
 from spark_seg.evaluation.challenge import threshold_curve
-from spark_seg.evaluation.faults import LEVEL_COLOURS
+from spark_seg.evaluation.faults import LEVEL_COLOURS, of_clean, worst_fault
 from spark_seg.evaluation.report.charts import (
     CLASS_COLOURS,
     Curve,
@@ -141,14 +141,12 @@ def _faults(run: Run, name: str, chart: bool) -> str:
     middle = ["mean", "95 %"] if spans else ["mean"]
     heads = ["fault", *(f"sev. {level}" for level in levels), *middle, "of clean", "worst"]
     worst = found["worst"]
-    title = found["kinds"][worst["kind"]]["title"]
     told = (
         f"Challenge's score, percent, on {found['images']} of {found['of']} images spread evenly. Clean: "
         f"{percent(clean)}. Mean of all faults: {percent(found['mean'])}"
         + (f" (95 % interval {_span(found['interval'])})" if "interval" in found else "")
-        + f", {_relative(found['relative'])} of clean. "
-        f"Worst: {title} at severity {worst['severity']}, {percent(worst['score'])}, "
-        f"{_relative(worst['relative'])} of clean. The darker a cell, the more is lost."
+        + f"{of_clean(found)}. "
+        f"Worst: {worst_fault(found)}: {percent(worst['score'])}{of_clean(worst)}. The darker a cell, the more is lost."
     )
     text = (paragraph(name, "dim") if name else "") + paragraph(told)
     grid = table(heads, rows, "cells")
