@@ -58,7 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.images:
         cfg.test_dataloader.dataset.images = args.images
 
+    from spark_seg.engine.failures import forget_first, recorded
+    from spark_seg.engine.launch import this_process
     from spark_seg.submission.run import infer
+
+    if this_process().is_main:
+        forget_first(args.out)
 
     segmentor = None
     if args.backend != "pytorch":
@@ -72,17 +77,18 @@ def main(argv: list[str] | None = None) -> int:
             exported=args.exported,
             trust=args.trust_checkpoint,
         )
-    writer = infer(
-        cfg,
-        checkpoint,
-        out=args.out,
-        dtype=args.dtype,
-        overlays=args.overlays,
-        keep_npz=args.keep_npz,
-        strategy=args.strategy,
-        trust=args.trust_checkpoint,
-        segmentor=segmentor,
-    )
+    with recorded(args.out):
+        writer = infer(
+            cfg,
+            checkpoint,
+            out=args.out,
+            dtype=args.dtype,
+            overlays=args.overlays,
+            keep_npz=args.keep_npz,
+            strategy=args.strategy,
+            trust=args.trust_checkpoint,
+            segmentor=segmentor,
+        )
     if writer.report is None:  # not the first of several processes
         return 0
     print(writer.report.summary())

@@ -35,18 +35,22 @@ def main(argv: list[str] | None = None) -> int:
     cfg = prepare(args)
     checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)
 
+    from spark_seg.engine.failures import forget_first, recorded
     from spark_seg.evaluation.run import evaluate
 
     out = Path(args.out or Path(cfg.work_dir) / f"test_{args.split}")
-    result = evaluate(
-        cfg,
-        checkpoint,
-        split=args.split,
-        out=out,
-        overlays=args.overlays,
-        strategy=args.strategy,
-        trust=args.trust_checkpoint,
-    )
+    if this_process().is_main:
+        forget_first(out)
+    with recorded(out):
+        result = evaluate(
+            cfg,
+            checkpoint,
+            split=args.split,
+            out=out,
+            overlays=args.overlays,
+            strategy=args.strategy,
+            trust=args.trust_checkpoint,
+        )
     print("\n".join(result.table))
     print(f"metrics: {out / 'metrics.json'}")
     if args.overlays:

@@ -21,8 +21,8 @@ from spark_seg.engine.curves import read_metrics
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 OPTIONS: dict[str, Any] = {
     **tiny.SMALL_MODEL,
-    "epochs": 30,
-    "val_every": 5,
+    "epochs": 16,
+    "val_every": 4,
     "log_every": 1,
     "checkpoint_steps": 2,
     "num_workers": 1,
@@ -131,7 +131,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
 
 
 def test_twenty_kills(template: Template, tmp_path: Path) -> None:
-    """Seventeen in processes as srun starts them, three under `tools/dist_train.sh`; 120 steps, two processes."""
+    """Seventeen in processes as srun starts them, three under `tools/dist_train.sh`; 64 steps, two processes."""
     tree = tiny.make_tree(tmp_path / "tree", train=8, val=1, size=64)
     options = tiny.command_options(tree, OPTIONS)
 
@@ -181,4 +181,4 @@ def test_twenty_kills(template: Template, tmp_path: Path) -> None:
         if (row := json.loads(line))["mode"] == "resume"
     ]
     assert len({row["step"] for row in resumed}) > 8, "it got on between the kills"
-    assert len(read_metrics(killed / "metrics.jsonl")) == 120 + 6
+    assert len(read_metrics(killed / "metrics.jsonl")) == 64 + 4
