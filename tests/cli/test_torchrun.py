@@ -38,7 +38,7 @@ def test_train_test_infer_in_two_processes(tmp_path: Path) -> None:
     )
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert trained.stdout.count("config: batch_size: 8 -> 2") == 1  # the command line goes first
-    assert trained.stdout.count("Epoch(train) [1][2/2]") == 1
+    assert trained.stdout.count("epoch 1/1, step 2/2") == 1
     assert "staged" in trained.stdout
     best = tmp_path / "run/checkpoints/best.safetensors"
     assert best.is_file()

@@ -42,7 +42,7 @@ def trained(slurm: Cluster, tree: Path, tmp_path_factory: pytest.TempPathFactory
         EPOCHS="2",
     )
     output = slurm.completed(job, timeout=900)
-    assert output.count("Epoch(train) [2][2/2]") == 1, (
+    assert output.count("epoch 2/2, step 2/2") == 1, (
         output
     )  # 8 frames, 2 nodes, 2 each; one speaks
     return folder / "run"
@@ -103,7 +103,7 @@ def test_training_by_hand_inside_an_allocation(slurm: Cluster, tree: Path, tmp_p
     train = [sys.executable, str(ROOT / "tools/train.py"), CONFIG, "--work-dir", str(run)]
     options = command_options(tree, {"epochs": 1})
     done = slurm.run(*("salloc", "-N2", "-n2", "srun", *train, *options), cwd=tmp_path, timeout=600)
-    assert done.stdout.count("Epoch(train) [1][2/2]") == 1
+    assert done.stdout.count("epoch 1/1, step 2/2") == 1
     assert (run / "checkpoints/best.safetensors").is_file()
 
 
