@@ -42,9 +42,7 @@ def trained(slurm: Cluster, tree: Path, tmp_path_factory: pytest.TempPathFactory
         EPOCHS="2",
     )
     output = slurm.completed(job, timeout=900)
-    assert output.count("epoch 2/2, step 2/2") == 1, (
-        output
-    )  # 8 frames, 2 nodes, 2 each; one speaks
+    assert output.count("epoch 2/2, step 2/2") == 1, output  # 8 frames, 2 nodes, 2 each; one speaks
     return folder / "run"
 
 
