@@ -112,6 +112,22 @@ def forget_deepspeed_autocast() -> None:
         torch_autocast.TORCH_AUTOCAST_DTYPE = None
 
 
+def _argmax(pred: Any) -> Any:
+    # On the CPU torch's argmax over a few strided channels took 7.5 ms of a training step of 130; the same classes
+    # (the lowest of equals) by comparing maps take 1. pred [B, C, H, W] -> int64 [B, H, W].
+    import torch
+
+    if pred.device.type != "cpu" or pred.dim() != 4 or pred.size(1) > 8:
+        return pred.argmax(1)
+    best = pred[:, 0]
+    found = torch.zeros_like(best, dtype=torch.long)
+    for index in range(1, pred.size(1)):
+        better = pred[:, index] > best
+        best = torch.where(better, pred[:, index], best)
+        found = found.masked_fill(better, index)
+    return found
+
+
 def patch_accuracy() -> bool:
     """Lets mmseg's decode heads count right pixels without waiting for the GPU.
 
@@ -133,7 +149,7 @@ def patch_accuracy() -> bool:
         if topk != 1 or thresh is not None or ignore_index is None or pred.size(0) == 0:
             return stock(pred, target, topk, thresh, ignore_index)
         valid = target != ignore_index
-        right = (pred.argmax(1) == target) & valid
+        right = (_argmax(pred) == target) & valid
         eps = torch.finfo(torch.float32).eps
         return (100.0 * (right.sum().float() + eps) / (valid.sum().float() + eps)).reshape(1)
 

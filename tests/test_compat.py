@@ -161,6 +161,8 @@ def test_accuracy_is_mmsegs_without_waiting() -> None:
     from mmseg.models.decode_heads import decode_head
     from mmseg.models.losses import accuracy as stock
 
+    from spark_seg import register  # noqa: F401  # lets mmseg be imported
+
     assert compat.patch_accuracy()
     assert compat.patch_accuracy(), "again changes nothing"
     generator = torch.Generator().manual_seed(0)
@@ -171,6 +173,9 @@ def test_accuracy_is_mmsegs_without_waiting() -> None:
         ours = decode_head.accuracy(pred, labels, ignore_index=255)
         theirs = stock(pred, labels, ignore_index=255)
         torch.testing.assert_close(ours, theirs)
+    ties = torch.randint(0, 2, (2, 3, 9, 7), generator=generator).float()
+    ours = decode_head.accuracy(ties, target, ignore_index=255)
+    torch.testing.assert_close(ours, stock(ties, target, ignore_index=255))
     two = decode_head.accuracy(pred, target, topk=(1, 2), ignore_index=255)
     torch.testing.assert_close(two, stock(pred, target, topk=(1, 2), ignore_index=255))
 
@@ -178,6 +183,8 @@ def test_accuracy_is_mmsegs_without_waiting() -> None:
 def test_accuracy_shim_is_still_needed() -> None:
     import torch
     from mmseg.models.losses import accuracy as stock
+
+    from spark_seg import register  # noqa: F401
 
     # a tensor without values, as the host sees one of the GPU before it has waited for it
     pred, target = torch.rand(2, 3, 4, 4, device="meta"), torch.zeros(2, 4, 4, device="meta")

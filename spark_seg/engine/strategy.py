@@ -314,6 +314,9 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
             }
         compat.forget_deepspeed_autocast()
         prepared = super().prepare(model, **kwargs)
+        if self.zero_stage == 0 and torch.distributed.get_world_size() == 1:
+            # DeepSpeed would copy all gradients into a bucket, reduce it over nobody and copy them back
+            self.model.model.enable_backward_allreduce = False
         self._after_prepare()
         return prepared
 

@@ -118,6 +118,8 @@ def test_stage_3_really_partitions(train: Callable[..., Run]) -> None:
 def test_stage_is_in_force(stage: int, train: Callable[..., Run]) -> None:
     engine = train(stage).runner.strategy.model.model
     assert engine.zero_optimization_stage() == stage
+    if stage == 0:
+        assert not engine.enable_backward_allreduce, "nobody to exchange gradients with"
 
 
 @pytest.mark.parametrize("stage", STAGES)
