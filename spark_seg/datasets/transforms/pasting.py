@@ -9,7 +9,9 @@ import numpy as np
 from spark_seg.datasets.transforms.geometry import is_craft
 from spark_seg.labels import IGNORE_INDEX
 
-_COARSE = 8  # pixels in a cell of what is smooth
+_COARSE = 4  # pixels in a cell of what is smooth
+Box = tuple[slice, slice]
+_FINE = 12  # pixels in a cell that texture is finer than
 _HALO = 0.006  # of the longer side: how far a craft's light and its ringing reach beyond its mask
 
 
@@ -29,10 +31,9 @@ def erase_craft(img: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarr
     hole[mask == IGNORE_INDEX] = 0
     known = ((hole == 0) & (mask != IGNORE_INDEX)).view(np.uint8)
     box = _grown((left, top, width, height), reach, mask.shape)
-    smooth = _smooth(img, known)
-    fine = cv2.subtract(img[box], smooth[box], dtype=cv2.CV_16S)
-    fine = _from_beside(img, smooth, hole, known, box, fine)
-    filled = cv2.add(smooth[box], fine, dtype=cv2.CV_8U)
+    smooth = _smooth(img, known, box)
+    fine = _from_beside(img, known, box, hole[box], smooth)
+    filled = cv2.add(smooth, fine, dtype=cv2.CV_8U)
     result = img.copy()
     soft = cv2.GaussianBlur(hole[box] * np.uint8(255), (0, 0), reach / 2)
     soft = np.maximum(soft, craft[box] * np.uint8(255))[..., None].astype(np.float32) / 255
@@ -42,7 +43,7 @@ def erase_craft(img: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return result, mask
 
 
-def _grown(box: tuple[int, int, int, int], by: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
+def _grown(box: tuple[int, int, int, int], by: int, shape: tuple[int, ...]) -> Box:
     """A rectangle (left, top, width, height) grown by some pixels, as far as the frame goes."""
     left, top, width, height = box
     return (
@@ -51,59 +52,63 @@ def _grown(box: tuple[int, int, int, int], by: int, shape: tuple[int, ...]) -> t
     )
 
 
-def _smooth(img: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """What is coarse in the known pixels, continued over all others: uint8, as `img`."""
-    height, width = img.shape[:2]
-    small = (max(1, width // _COARSE), max(1, height // _COARSE))
-    weight = cv2.resize(known.astype(np.float32), small, interpolation=cv2.INTER_AREA)
-    light = cv2.multiply(img, cv2.merge([known] * 3))
-    light = cv2.resize(light, small, interpolation=cv2.INTER_AREA).astype(np.float32)
-    rare = weight < 0.5  # rounding would weigh too much
-    light[rare], weight[rare] = 0, 0
-    # From fine to ever coarser means: a cell without a known pixel takes the finest mean that has some.
-    value, found = np.array(light), np.array(weight)
-    sigma = 1.0
-    while float(found.min()) < 1e-3 and sigma < max(small):
-        spread = cv2.GaussianBlur(light, (0, 0), sigma)
-        share = cv2.GaussianBlur(weight, (0, 0), sigma)
-        missing = np.maximum(1 - found, 0)
-        value = value + spread * missing[..., None]
-        found = found + share * missing
-        sigma *= 2
-    value = value / np.maximum(found, 1e-6)[..., None]
-    return (
-        cv2.resize(value, (width, height), interpolation=cv2.INTER_LINEAR)
-        .clip(0, 255)
-        .astype(np.uint8)
+def _smooth(img: np.ndarray, known: np.ndarray, box: Box) -> np.ndarray:
+    """What is coarse in the box's known pixels, continued over the others from around them: uint8 `[h, w, 3]`.
+
+    Telea's inpainting (J. Graphics Tools 9, 2004) of a reduced picture, which goes on along edges such as Earth's limb.
+    """
+    rows, columns = box
+    place = _grown(
+        (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
+        6 * _COARSE,
+        known.shape,
     )
+    part, there = img[place], known[place]
+    height, width = there.shape
+    small = (max(1, width // _COARSE), max(1, height // _COARSE))
+    share = cv2.resize(there * np.uint8(255), small, interpolation=cv2.INTER_AREA)
+    light = cv2.multiply(part, cv2.merge([there] * 3))
+    light = cv2.resize(light, small, interpolation=cv2.INTER_AREA)
+    light = cv2.divide(light, cv2.merge([np.maximum(share, 1)] * 3), scale=255)
+    light = cv2.inpaint(light, (share < 128).view(np.uint8), 4, cv2.INPAINT_TELEA)
+    whole = cv2.resize(light, (width, height), interpolation=cv2.INTER_LINEAR)
+    top, left = rows.start - place[0].start, columns.start - place[1].start
+    return whole[top : top + rows.stop - rows.start, left : left + columns.stop - columns.start]
 
 
 def _from_beside(
-    img: np.ndarray,
-    smooth: np.ndarray,
-    hole: np.ndarray,
-    known: np.ndarray,
-    box: tuple[slice, slice],
-    fine: np.ndarray,
+    img: np.ndarray, known: np.ndarray, box: Box, hole: np.ndarray, smooth: np.ndarray
 ) -> np.ndarray:
-    """Detail int16 for the box, from the place beside it that has most of the pixels that the hole lacks."""
+    """Detail int16 `[h, w, 3]` for the box, from where beside it the frame is most like `smooth` in it.
+
+    0 where there is no known pixel.
+    """
     rows, columns = box
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    wanted = hole[box] > 0
-    best, most = np.zeros_like(fine), 0
+    height, width = hole.shape
+    wanted = max(1, cv2.countNonZero(hole))
+    best, least = box, np.inf
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1)):
         top = min(max(rows.start + dy * height, 0), img.shape[0] - height)
         left = min(max(columns.start + dx * width, 0), img.shape[1] - width)
-        place = np.s_[top : top + height, left : left + width]
-        there = known[place] > 0
-        usable = int((wanted & there).sum())
-        if usable > most:
-            most = usable
-            best = cv2.subtract(img[place], smooth[place], dtype=cv2.CV_16S)
-            best[~there] = 0
-        if most == int(wanted.sum()):
-            break
-    return np.where(wanted[..., None], best, fine)
+        place = slice(top, top + height), slice(left, left + width)
+        usable = known[place] & hole
+        missing = 1 - cv2.countNonZero(usable) / wanted
+        unlike = cv2.norm(img[place], smooth, cv2.NORM_L1, mask=usable) / (3 * wanted)
+        if 255 * missing + unlike < least:
+            best, least = place, 255 * missing + unlike
+    # What is finer than `_FINE` pixels there; means are of known pixels alone, or the craft would shine through.
+    part, there = img[best], known[best]
+    small = (max(1, width // _FINE), max(1, height // _FINE))
+    share = cv2.resize(there.astype(np.float32), small, interpolation=cv2.INTER_AREA)
+    light = cv2.multiply(part, cv2.merge([there] * 3))
+    light = cv2.resize(light, small, interpolation=cv2.INTER_AREA).astype(np.float32)
+    share, light = _blurred(share, 3), _blurred(light, 3)
+    mean = cv2.resize(light / np.maximum(share, 1e-3)[..., None], (width, height))
+    fine = cv2.subtract(part, np.rint(mean).clip(0, 255).astype(np.uint8), dtype=cv2.CV_16S)
+    fine[(there & hole) == 0] = 0
+    # an edge such as Earth's limb is no texture: it would be seen where it does not belong
+    most = (smooth // 3 + np.uint8(8)).astype(np.int16)
+    return np.clip(fine, -most, most)
 
 
 def paste_craft(
