@@ -52,6 +52,13 @@ def _or_none(check: _Check) -> _Check:
     return f"{check[0]}, or None", lambda v: v is None or check[1](v)
 
 
+_SHARE: _Check = ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+
+
+def _or_group(check: _Check) -> _Check:
+    return _or_none((f"{check[0]}, a group of keys", lambda v: isinstance(v, dict) or check[1](v)))
+
+
 _TEXT: _Check = ("text", lambda v: isinstance(v, str) and bool(v))
 _FLAG: _Check = ("True or False", lambda v: isinstance(v, bool))
 _ANY: _Check = ("anything", lambda v: True)
@@ -122,6 +129,18 @@ RECIPE: dict[str, _Check] = {
         )
     ),
     "tta": _ANY,
+    "turns": _or_none(_SHARE),
+    "crop_size": _or_none(
+        (
+            "a side in pixels, (height, width), or a share of image_size as a float",
+            lambda v: not isinstance(v, bool) and isinstance(v, int | float | list | tuple),
+        )
+    ),
+    "foreground_crop": _or_group(_SHARE),
+    "copy_paste": _or_group(_SHARE),
+    "mosaic": _or_group(_SHARE),
+    "camera_faults": _or_group(("a strength from 0 to 5", lambda v: _is_number(v) and 0 <= v <= 5)),
+    "coarse_dropout": _or_group(_SHARE),
     "data_root": _or_none(_TEXT),
     "test_images": _or_none(_TEXT),
     "subset": _ANY,  # the dataset judges these two, which knows the frames

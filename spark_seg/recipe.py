@@ -3,6 +3,7 @@
     loss="ce_dice+0.5*boundary"   class_weights="median_frequency"   head="paper"
     schedule="poly"   optimizer="SGD"   layer_decay=0.8   head_lr=10   drop_path=0.2
     patience=10   multi_scale=[384, 448, 512]   sampling="satellite"   tta=4
+    mosaic=0.3   camera_faults=2   ... (`spark_seg.recipe_augment`)
 
 None, which all of them are by default, leaves the part as the config has it. Where a choice has options of its own it
 may be a dict with them: `schedule=dict(type="poly", power=0.9)`.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from spark_seg.errors import UserError, nearest
+from spark_seg.recipe_augment import AUGMENTATIONS, training_side
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -204,10 +206,10 @@ def _multi_scale(cfg: "Config", value: Any) -> None:
 
     MultiScaleHook(options.get("sizes") or [], options.get("per", "step"))  # judges them
     largest = max(options["sizes"])
-    if largest > cfg.image_size:
+    name, side = training_side(cfg)
+    if largest > side:
         raise UserError(
-            f"multi_scale: {largest} is above image_size={cfg.image_size}, at which frames are made: set image_size to "
-            "the largest size"
+            f"multi_scale: {largest} is above {name}={side}, at which frames are made: set {name} to the largest size"
         )
     _add_hook(cfg, dict(type="MultiScaleHook") | options)
 
@@ -227,6 +229,7 @@ def _tta(cfg: "Config", value: Any) -> None:
 
 
 _CHOICES: dict[str, Callable[["Config", Any], None]] = {
+    **AUGMENTATIONS,
     "head": _head,
     "loss": _loss,
     "class_weights": _class_weights,  # after the loss that takes them

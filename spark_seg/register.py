@@ -19,8 +19,11 @@ import spark_seg.datasets.bad_files  # noqa: E402
 import spark_seg.datasets.preprocess  # noqa: E402
 import spark_seg.datasets.sampling  # noqa: E402
 import spark_seg.datasets.spark  # noqa: E402
+import spark_seg.datasets.transforms.dropout  # noqa: E402
+import spark_seg.datasets.transforms.faults  # noqa: E402
 import spark_seg.datasets.transforms.geometry  # noqa: E402
 import spark_seg.datasets.transforms.loading  # noqa: E402
+import spark_seg.datasets.transforms.mixing  # noqa: E402
 import spark_seg.datasets.transforms.packing  # noqa: E402
 import spark_seg.datasets.transforms.photometric  # noqa: E402
 import spark_seg.engine.hooks.checkpoint  # noqa: E402

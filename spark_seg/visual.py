@@ -22,12 +22,17 @@ ERROR_COLOURS = {
     "false alarm": (233, 180, 86),
     "wrong part": (66, 228, 240),
 }
+_IGNORED = (128, 128, 128)
 _PAPER, _INK, _DIM = (24, 24, 24), (235, 235, 235), (160, 160, 160)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def overlay(
-    image_bgr: np.ndarray, labels: np.ndarray, alpha: float = 0.4, contour: bool = True
+    image_bgr: np.ndarray,
+    labels: np.ndarray,
+    alpha: float = 0.4,
+    contour: bool = True,
+    ignored: bool = False,
 ) -> np.ndarray:
     """Labels over an image: body reddish, panel bluish, each with a thin contour.
 
@@ -36,6 +41,7 @@ def overlay(
         labels: Class indices [H, W]; ignored pixels (255) are left as they are.
         alpha: Share of the colour inside a part, 0 to 1.
         contour: Whether to draw the outermost pixels of each part in its full colour.
+        ignored: Whether to tint ignored pixels grey, which tells them from black sky.
 
     Returns:
         A new image uint8 [H, W, 3].
@@ -52,6 +58,9 @@ def overlay(
         result[part] = _mix(image_bgr[part], colour, alpha)
         if contour:
             result[_rim(part)] = colour
+    if ignored:
+        outside = labels == IGNORE_INDEX
+        result[outside] = _mix(image_bgr[outside], _IGNORED, 0.5)
     return result
 
 

@@ -67,6 +67,8 @@ def test_every_command_runs(tmp_path: Path) -> None:
         words[0] = sys.executable
         if words[1] in ("tools/train.py", "tools/test.py", "tools/infer.py"):
             words += TINY
+        if words[1] == "tools/browse_dataset.py":
+            words += [*TINY, "image_size=96", "--count", "2", "--tile", "96"]
         if words[1] == "tools/make_demo_data.py":
             words += "--images 4 --val 2 --test 2 --size 64 --workers 1".split()
         run(words)

@@ -20,6 +20,7 @@ COMMANDS = {
     "infer": "predict a folder of images and write the submission zip",
     "compare": "is run B better than run A? a paired bootstrap over their images",
     "benchmark": "measure what parts cost, against stock mmsegmentation",
+    "browse_dataset": "a sheet of samples as training sees them",
     "cache": "decode masks once, for fast training",
     "check_dataset": "look over a SPARK tree before training on it",
     "convert": "weights in the form of mmsegmentation, Hugging Face or NVlabs",

@@ -22,8 +22,10 @@ from mmengine.logging import print_log  # noqa: E402
 from mmseg.datasets import BaseSegDataset  # noqa: E402
 from mmseg.registry import DATASETS  # noqa: E402
 
+from spark_seg.datasets.others import OtherFrames  # noqa: E402
 from spark_seg.datasets.transforms.geometry import RandomWarp  # noqa: E402
 from spark_seg.datasets.transforms.loading import LoadSparkImage, LoadSparkMask  # noqa: E402
+from spark_seg.datasets.transforms.mixing import CopyPaste, Mosaic  # noqa: E402
 
 Subset = float | int | str | Sequence[str] | None
 
@@ -155,15 +157,28 @@ class SparkDataset(BaseSegDataset):
             try:
                 return self._sample(idx)
             except UserError as error:
-                if self._bad is None or attempt == ATTEMPTS:
+                if attempt == ATTEMPTS or not self.note_bad(idx, error):
                     raise
-                if self._bad.add(idx):
-                    print_log(f"skipped a frame: {error}", "current", logging.WARNING)
                 idx = replacement(idx, attempt, len(self))
         raise AssertionError("unreachable")
 
+    def note_bad(self, idx: int, error: UserError) -> bool:
+        """Notes a frame that cannot be read and tells of it once; False where bad files are not skipped."""
+        if self._bad is None:
+            return False
+        if self._bad.add(idx):
+            print_log(f"skipped a frame: {error}", "current", logging.WARNING)
+        return True
+
     def _sample(self, idx: int) -> Any:
         seed_augmentation(idx)
+        info = self.frame_info(idx)
+        if any(getattr(step, "mixes", False) for step in self.pipeline.transforms):
+            info["others"] = OtherFrames(self, int(idx))
+        return self.pipeline(info)
+
+    def frame_info(self, idx: int) -> dict[str, Any]:
+        """What the loading steps take: paths, ids, and the cache where there is one."""
         info = self.get_data_info(idx)
         if self._cache is not None:
             info["cache"] = self._cache
@@ -175,7 +190,7 @@ class SparkDataset(BaseSegDataset):
                     "current",
                     logging.WARNING,
                 )
-        return self.pipeline(info)
+        return info
 
     def skipped(self) -> list[str]:
         """The ids of the samples that were replaced so far, by any worker of this machine."""
@@ -223,7 +238,7 @@ def _check_order(transforms: Sequence[Any]) -> None:
     for at, step in enumerate(transforms):
         if isinstance(step, LoadSparkImage) and step.reduce is not None:
             rest = [other for other in transforms[at + 1 :] if not isinstance(other, LoadSparkMask)]
-            if not rest or not isinstance(rest[0], RandomWarp):
+            if not rest or not isinstance(rest[0], RandomWarp | Mosaic | CopyPaste):
                 name = type(rest[0]).__name__ if rest else "nothing"
                 raise UserError(
                     f"LoadSparkImage(reduce={step.reduce}) is followed by {name}: RandomWarp must come next, or "

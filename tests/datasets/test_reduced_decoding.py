@@ -9,11 +9,10 @@ from spark_seg.datasets.spark import SparkDataset
 from spark_seg.datasets.transforms.geometry import (
     RandomWarp,
     frame_matrix,
-    scaled_source,
-    warp_image,
 )
 from spark_seg.datasets.transforms.loading import LoadSparkImage, LoadSparkMask
 from spark_seg.datasets.transforms.photometric import ColorJitter
+from spark_seg.datasets.transforms.resampling import scaled_source, warp_image
 from spark_seg.errors import UserError
 
 JPEG = [

@@ -10,11 +10,10 @@ from spark_seg.datasets.transforms.geometry import (
     RandomWarp,
     ResizeFrame,
     frame_matrix,
-    warp_image,
-    warp_mask,
 )
 from spark_seg.datasets.transforms.loading import LoadSparkImage, LoadSparkMask
 from spark_seg.datasets.transforms.photometric import ColorJitter
+from spark_seg.datasets.transforms.resampling import warp_image, warp_mask
 from spark_seg.errors import UserError
 
 STILL = {"hflip": 0.0, "vflip": 0.0, "rotation": 0.0, "scale": 0.0, "shift": 0.0}

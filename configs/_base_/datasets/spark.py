@@ -11,6 +11,16 @@ num_workers = 4
 subset = None  # a fraction, or a list of ids, or a file that lists them
 sampling = None  # 'satellite' | 'small' | 'panel', a list of them, or dict(by="small", share=0.03, factor=3)
 multi_scale = None  # [384, 448, 512]: each step at one of these sizes; image_size is the largest
+# Augmentation beside train_pipeline's; numbers are probabilities but where said, a dict has all options (docs/data.md).
+turns = None  # 0.75: by a quarter, half or three quarters, all four ways alike
+crop_size = None  # 448: training on windows of so many pixels (0.5: of half the side) of the image_size frame
+foreground_crop = None  # 0.8: the window is placed on the craft; dict(prob=0.8, least=0.02)
+mosaic = None  # 0.3: four frames in one
+copy_paste = None  # 0.3: the craft on another frame's background
+camera_faults = (
+    None  # 2: strength, 0 to 5; half of the samples get one to three faults of up to this severity
+)
+coarse_dropout = None  # 0.3: up to eight black rectangles
 cache = None  # 'labels' | 'labels+half' | 'labels+half_raw': decoded once, made on first use; see docs/data.md
 cache_dir = None  # None: `.spark_cache` inside the tree
 skip_bad_files = (

@@ -7,7 +7,7 @@ Coordinates count from pixel centres: resizing maps x to (x + 0.5) * new / old -
 # ruff: noqa: NPY002 - mmengine seeds numpy's global generator, in every loader process
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,8 +15,16 @@ from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
 
 from spark_seg.datasets.decode import Undecoded
+from spark_seg.datasets.transforms.resampling import (
+    quarter_turns,
+    scaled_source,
+    shifted,
+    shrinking,
+    warp_image,
+    warp_mask,
+)
 from spark_seg.errors import UserError
-from spark_seg.labels import CLASSES, IGNORE_INDEX, histogram
+from spark_seg.labels import CLASSES, histogram
 
 Size = int | Sequence[int]
 
@@ -77,15 +85,41 @@ class ResizeFrame(BaseTransform):
         return f"ResizeFrame(size=({self.height}, {self.width}), mask={self.mask})"
 
 
+class Drawn(NamedTuple):
+    """Where one sample's frame goes: see `frame_matrix`.
+
+    Attributes:
+        angle, factor, shift, flips: As there.
+        quarters: Quarter turns counter-clockwise, 0 to 3, of the frame before everything else.
+    """
+
+    angle: float
+    factor: float
+    shift: np.ndarray
+    flips: tuple[bool, bool]
+    quarters: int = 0
+
+    @property
+    def moved(self) -> bool:
+        """Whether pixels lie elsewhere than resizing, turning by quarters and flipping puts them."""
+        return self.angle != 0 or self.factor != 1 or bool(self.shift.any())
+
+    def matrix(self, source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """The map `[2, 3]` from a source of `(H, W)` to an output of `(H, W)`."""
+        turned = source[::-1] if self.quarters % 2 else source
+        matrix = frame_matrix(turned, size, self.angle, self.factor, self.shift, self.flips)
+        return matrix @ quarter_turns(source, self.quarters) if self.quarters else matrix
+
+
 @TRANSFORMS.register_module()
 class RandomWarp(BaseTransform):
-    """Resize, scale, rotation, shift, flips and crop in one resampling of the frame.
+    """Resize, turns, scale, rotation, shift, flips and crop in one resampling of the frame.
 
-    The frame is resized to `size`, then scaled and rotated about its centre, shifted and flipped;
-    of the result a window of `crop` is kept. What lies outside of the source frame is black in the
+    The frame is turned by quarters and resized to `size`, then scaled and rotated about its centre, shifted and
+    flipped; of the result a window of `crop` is kept. What lies outside of the source frame is black in the
     image and ignored in the mask. Shrinking by two and more averages whole blocks of pixels first,
-    so that stars and thin booms do not flicker. With nothing drawn but flips it equals
-    `ResizeFrame` exactly. Draws from numpy's global generator.
+    so that stars and thin booms do not flicker. With nothing drawn but flips and quarter turns it equals
+    `ResizeFrame` exactly, flipped and turned. Draws from numpy's global generator.
 
     Args:
         size: The frame's new side in pixels, or `(height, width)`.
@@ -102,6 +136,9 @@ class RandomWarp(BaseTransform):
         cat_max_ratio: As of mmsegmentation's `RandomCrop`: a window in which one class has this share of the
             labelled pixels or more is drawn again, up to ten times. Background has over 0.75 of nearly every frame
             of SPARK; 1.0 never draws again.
+        turns: Probability of turning the frame by a quarter, a half or three quarters, drawn evenly: 0.75 makes all
+            four ways alike. Space knows no up. Drawn only where above 0.
+        least: A window with a smaller share of craft among its labelled pixels is likewise drawn again. 0.0 never.
     """
 
     def __init__(
@@ -115,6 +152,8 @@ class RandomWarp(BaseTransform):
         crop: Size | float | None = None,
         focus: float = 0.0,
         cat_max_ratio: float = 1.0,
+        turns: float = 0.0,
+        least: float = 0.0,
     ) -> None:
         self.size = height_width(size, "size")
         if crop is None:
@@ -133,6 +172,8 @@ class RandomWarp(BaseTransform):
             ("shift", shift, 1),
             ("focus", focus, 1),
             ("cat_max_ratio", cat_max_ratio, 1),
+            ("turns", turns, 1),
+            ("least", least, 1),
         ):
             if not 0 <= value <= top:
                 raise UserError(f"{name}={value!r}: must lie between 0 and {top}")
@@ -142,127 +183,155 @@ class RandomWarp(BaseTransform):
             raise UserError(f"scale={scale!r}: must lie between 0 and below 1")
         self.hflip, self.vflip = hflip, vflip
         self.rotation, self.scale, self.shift = rotation, scale, shift
-        if focus and crop is None:
-            raise UserError(f"focus={focus!r} places a window: give crop too")
-        if cat_max_ratio < 1 and crop is None:
-            raise UserError(f"cat_max_ratio={cat_max_ratio!r} places a window: give crop too")
+        for name, value in (("focus", focus), ("least", least), ("cat_max_ratio", cat_max_ratio)):
+            if value != (name == "cat_max_ratio") and crop is None:
+                raise UserError(f"{name}={value!r} places a window: give crop too")
         self.focus, self.cat_max_ratio = focus, cat_max_ratio
+        self.turns, self.least = turns, least
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        self.cut(results, self.size, self.crop, self.focus)
+        return results
+
+    def cut(
+        self,
+        results: dict[str, Any],
+        size: tuple[int, int],
+        crop: tuple[int, int],
+        focus: float = 0.0,
+    ) -> None:
+        """As the transform, in place, with a size, a window and a focus of the caller's.
+
+        Args:
+            results: With `img` (uint8 `[H, W, 3]` or `Undecoded`) and, where there is one, `gt_seg_map`.
+            size: `(H, W)` of the whole frame.
+            crop: `(H, W)` of the window, no larger.
+            focus: See the class.
+        """
         angle = np.random.uniform(-self.rotation, self.rotation)
         factor = 1 + np.random.uniform(-self.scale, self.scale)
         shift = np.random.uniform(-self.shift, self.shift, 2)
         flips = (np.random.rand() < self.hflip, np.random.rand() < self.vflip)
-        place = self._anywhere()
+        place = _anywhere(size, crop)
+        quarters = 0
+        if self.turns and np.random.rand() < self.turns:
+            quarters = np.random.randint(1, 4)
+        drawn = Drawn(angle, factor, shift, flips, quarters)
         img, mask = results["img"], results.get("gt_seg_map")
-        moved = angle != 0 or factor != 1 or bool(shift.any())
-
-        def matrix_of(source: np.ndarray | Undecoded) -> np.ndarray:
-            return frame_matrix(source.shape[:2], self.size, angle, factor, shift, flips)
-
-        if np.random.rand() < self.focus and mask is not None:
-            place = self._window_on_craft(mask, matrix_of(mask), place)
-        matrix = matrix_of(img)
+        focused = np.random.rand() < focus and mask is not None
         if mask is not None:
-            # a mask may be larger than a picture that was shrunk
-            on_mask = matrix if mask.shape == tuple(img.shape[:2]) else matrix_of(mask)
-            tries = 10 if self.cat_max_ratio < 1 else 0
-            window = self._cut_mask(mask, on_mask, flips, place, moved)
+            if focused:
+                place = _window_on_craft(mask, drawn, size, crop) or place
+            tries = 10 if self.cat_max_ratio < 1 or self.least > 0 else 0
+            window = _cut_mask(mask, drawn, size, crop, place)
             while tries and not self._is_mixed(window):
-                tries, place = tries - 1, self._anywhere()
-                window = self._cut_mask(mask, on_mask, flips, place, moved)
+                tries, place = tries - 1, _anywhere(size, crop)
+                if focused:
+                    place = _window_on_craft(mask, drawn, size, crop) or place
+                window = _cut_mask(mask, drawn, size, crop, place)
             results["gt_seg_map"] = window
-        results["img"] = self._cut_image(img, matrix, flips, place, moved)
-        results["img_shape"] = self.crop
-        return results
-
-    def _anywhere(self) -> tuple[int, int]:
-        top, left = (np.random.randint(self.size[k] - self.crop[k] + 1) for k in (0, 1))
-        return top, left
+        results["img"] = _cut_image(img, drawn, size, crop, place)
+        results["img_shape"] = crop
 
     def _is_mixed(self, window: np.ndarray) -> bool:
         counts = histogram(window)[: len(CLASSES)]
-        present = counts[counts > 0]
-        return len(present) > 1 and present.max() / present.sum() < self.cat_max_ratio
-
-    def _cut_mask(
-        self,
-        mask: np.ndarray,
-        matrix: np.ndarray,
-        flips: tuple[bool, bool],
-        place: tuple[int, int],
-        moved: bool,
-    ) -> np.ndarray:
-        if moved:
-            return warp_mask(mask, shifted(matrix, place), self.crop)
-        return self._window(resize_mask(mask, *self.size), flips, place)
-
-    def _cut_image(
-        self,
-        img: np.ndarray | Undecoded,
-        matrix: np.ndarray,
-        flips: tuple[bool, bool],
-        place: tuple[int, int],
-        moved: bool,
-    ) -> np.ndarray:
-        if isinstance(img, Undecoded):
-            self._check_half(img)
-            reduce = img.reduction(1 / min(shrinking(matrix)))
-            img = img.pixels(reduce, alpha=moved)
-            # a pixel of the reduced picture is a block of the whole one
-            matrix = scaled_source(matrix, (reduce, reduce))
-        if moved:
-            return warp_image(img, shifted(matrix, place), self.crop)
-        return self._window(resize_image(img, *self.size), flips, place)
-
-    def _check_half(self, img: Undecoded) -> None:
-        """Refuses a cache that holds less than the training wants."""
-        if any(
-            side > img.enlarge * whole / img.least and img.least > 1
-            for side, whole in zip(self.size, img.shape, strict=False)
-        ):
-            height, width = (-(-side // img.least) for side in img.shape[:2])
-            raise UserError(
-                f"the cache's pictures at half size, {width}x{height}, are too small for size={self.size}: set "
-                "cache='labels'"
-            )
-
-    def _window(
-        self, frame: np.ndarray, flips: tuple[bool, bool], place: tuple[int, int]
-    ) -> np.ndarray:
-        top, left = place
-        order = np.s_[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
-        return np.ascontiguousarray(
-            frame[order][top : top + self.crop[0], left : left + self.crop[1]]
+        total = max(counts.sum(), 1)
+        if counts[1:].sum() < self.least * total:
+            return False
+        return self.cat_max_ratio == 1 or bool(
+            (counts > 0).sum() > 1 and counts.max() / total < self.cat_max_ratio
         )
-
-    def _window_on_craft(
-        self, mask: np.ndarray, matrix: np.ndarray, place: tuple[int, int]
-    ) -> tuple[int, int]:
-        """Top and left of a window that holds a random pixel of the craft; `place` without any."""
-        craft = np.flatnonzero((mask == 1) | (mask == 2))
-        if not len(craft):
-            return place
-        y, x = divmod(int(craft[np.random.randint(len(craft))]), mask.shape[1])
-        found = matrix @ (x, y, 1.0)
-        within = np.random.rand(2)
-        # (x, y) of the pixel in the frame, less where in the window it shall lie
-        left, top = (
-            int(
-                np.clip(
-                    found[k] - within[k] * self.crop[1 - k], 0, self.size[1 - k] - self.crop[1 - k]
-                )
-            )
-            for k in (0, 1)
-        )
-        return top, left
 
     def __repr__(self) -> str:
         return (
             f"RandomWarp(size={self.size}, hflip={self.hflip}, vflip={self.vflip}, "
             f"rotation={self.rotation}, scale={self.scale}, shift={self.shift}, crop={self.crop}, "
-            f"focus={self.focus}, cat_max_ratio={self.cat_max_ratio})"
+            f"focus={self.focus}, cat_max_ratio={self.cat_max_ratio}, turns={self.turns}, "
+            f"least={self.least})"
         )
+
+
+def _anywhere(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    top, left = (np.random.randint(size[k] - crop[k] + 1) for k in (0, 1))
+    return top, left
+
+
+def _window_on_craft(
+    mask: np.ndarray, drawn: Drawn, size: tuple[int, int], crop: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Top and left of a window that holds a random pixel of the craft; None without any."""
+    craft = np.flatnonzero(is_craft(mask))
+    if not len(craft):
+        return None
+    y, x = divmod(int(craft[np.random.randint(len(craft))]), mask.shape[1])
+    found = drawn.matrix(mask.shape, size) @ (x, y, 1.0)
+    within = np.random.rand(2)
+    # (x, y) of the pixel in the frame, less where in the window it shall lie
+    left, top = (
+        int(np.clip(found[k] - within[k] * crop[1 - k], 0, size[1 - k] - crop[1 - k]))
+        for k in (0, 1)
+    )
+    return top, left
+
+
+def _cut_mask(
+    mask: np.ndarray,
+    drawn: Drawn,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    place: tuple[int, int],
+) -> np.ndarray:
+    if drawn.moved:
+        return warp_mask(mask, shifted(drawn.matrix(mask.shape, size), place), crop)
+    turned = size[::-1] if drawn.quarters % 2 else size
+    return _window(resize_mask(mask, *turned), drawn, crop, place)
+
+
+def _cut_image(
+    img: np.ndarray | Undecoded,
+    drawn: Drawn,
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    place: tuple[int, int],
+) -> np.ndarray:
+    matrix = drawn.matrix(img.shape[:2], size)
+    if isinstance(img, Undecoded):
+        _check_half(img, size)
+        reduce = img.reduction(1 / min(shrinking(matrix)))
+        img = img.pixels(reduce, alpha=drawn.moved)
+        # a pixel of the reduced picture is a block of the whole one
+        matrix = scaled_source(matrix, (reduce, reduce))
+    if drawn.moved:
+        return warp_image(img, shifted(matrix, place), crop)
+    turned = size[::-1] if drawn.quarters % 2 else size
+    return _window(resize_image(img, *turned), drawn, crop, place)
+
+
+def _window(
+    frame: np.ndarray, drawn: Drawn, crop: tuple[int, int], place: tuple[int, int]
+) -> np.ndarray:
+    top, left = place
+    order = np.s_[:: -1 if drawn.flips[1] else 1, :: -1 if drawn.flips[0] else 1]
+    frame = np.rot90(frame, drawn.quarters)[order]
+    return np.ascontiguousarray(frame[top : top + crop[0], left : left + crop[1]])
+
+
+def _check_half(img: Undecoded, size: tuple[int, int]) -> None:
+    """Refuses a cache that holds less than the training wants."""
+    if any(
+        side > img.enlarge * whole / img.least and img.least > 1
+        for side, whole in zip(size, img.shape, strict=False)
+    ):
+        height, width = (-(-side // img.least) for side in img.shape[:2])
+        raise UserError(
+            f"the cache's pictures at half size, {width}x{height}, are too small for size={size}: set "
+            "cache='labels'"
+        )
+
+
+def is_craft(mask: np.ndarray) -> np.ndarray:
+    """bool `[H, W]`: body or panel, of class indices uint8 `[H, W]`."""
+    return mask - np.uint8(1) < 2  # 0 and 255 come out above
 
 
 def frame_matrix(
@@ -298,49 +367,3 @@ def frame_matrix(
     # Continuous coordinates u = x + 0.5: out = linear (u - centre_in) + centre_out + move
     offset = centre_out + move - linear @ centre_in + linear @ (0.5, 0.5) - 0.5
     return np.column_stack([linear, offset])
-
-
-def shifted(matrix: np.ndarray, place: tuple[int, int]) -> np.ndarray:
-    """The map `[2, 3]` into a window whose top left pixel is `(top, left)` of the old output."""
-    return matrix - np.array([[0, 0, place[1]], [0, 0, place[0]]])
-
-
-def scaled_source(matrix: np.ndarray, scale: Sequence[float]) -> np.ndarray:
-    """The map `[2, 3]` from a source that was shrunk by `(x, y)`; pixels are counted from their centres."""
-    factors = np.asarray(scale, np.float64)
-    centre = matrix[:, :2] @ (0.5 * factors - 0.5)
-    return np.column_stack([matrix[:, :2] * factors, matrix[:, 2] + centre])
-
-
-def shrinking(matrix: np.ndarray) -> tuple[float, float]:
-    """How many source pixels along (x, y) make one pixel's step in the output."""
-    return 1 / float(np.hypot(*matrix[:, 0])), 1 / float(np.hypot(*matrix[:, 1]))
-
-
-def warp_image(img: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resamples uint8 `[H, W, 3 or 4]` by `matrix` into `[*size, 3]`; black outside."""
-    h, w = img.shape[:2]
-    block_x, block_y = (int(s + 1e-6) for s in shrinking(matrix))
-    if block_x >= 2 or block_y >= 2:
-        small = -(-w // max(block_x, 1)), -(-h // max(block_y, 1))
-        img = cv2.resize(img, small, interpolation=cv2.INTER_AREA)
-        h, w, scale = small[1], small[0], (w / small[0], h / small[1])
-        matrix = scaled_source(matrix, scale)
-    # OpenCV warps four channels in half the time of three, to the same values
-    if img.shape[2] == 3 and 4 * size[0] * size[1] >= h * w:
-        img = cv2.cvtColor(img, cv2.COLOR_BGR2BGRA)
-    out = cv2.warpAffine(img, matrix, size[::-1], flags=cv2.INTER_LINEAR)
-    return out if out.shape[2] == 3 else cv2.cvtColor(out, cv2.COLOR_BGRA2BGR)
-
-
-def warp_mask(mask: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resamples uint8 `[H, W]` class indices by the nearest pixel; ignored outside of the
-    source."""
-    return cv2.warpAffine(
-        mask,
-        matrix,
-        size[::-1],
-        flags=cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=IGNORE_INDEX,
-    )

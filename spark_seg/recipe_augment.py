@@ -1,0 +1,136 @@
+"""The augmentations that are one value each at a config's top level, worked into the training pipeline.
+
+    turns=0.75   crop_size=448   foreground_crop=0.8   mosaic=0.3   copy_paste=0.3
+    camera_faults=2   coarse_dropout=0.3
+
+Turns and windows become arguments of the pipeline's `RandomWarp`, mixing takes its place and holds it, the others come
+last before packing. A value that is a dict has the transform's own options.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from spark_seg.errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+_WARPS = ("RandomWarp", "CopyPaste", "Mosaic")
+
+
+def _change(cfg: "Config", name: str, change: Callable[[list[Any]], None]) -> None:
+    """Changes the training data set's pipeline, and the top-level one that it came from."""
+    pipeline = cfg.train_dataloader.dataset.get("pipeline")
+    if not pipeline:
+        raise UserError(f"{name}: train_dataloader.dataset has no pipeline to work it into")
+    change(pipeline)
+    if "train_pipeline" in cfg:
+        cfg.train_pipeline = [*pipeline]
+
+
+def _place_of_warp(pipeline: list[Any], name: str) -> int:
+    for at, step in enumerate(pipeline):
+        if step.get("type") in _WARPS:
+            return at
+    raise UserError(f"{name}: train_pipeline has no RandomWarp to work it into")
+
+
+def _warp_in(pipeline: list[Any], name: str) -> Any:
+    """The config of the `RandomWarp`, wherever it is held."""
+    step = pipeline[_place_of_warp(pipeline, name)]
+    while step["type"] != "RandomWarp":
+        step = step["warp"]
+    return step
+
+
+def _judge(name: str, step: Any) -> None:
+    """Builds a step, so that a value out of range is told where the config is loaded."""
+    from mmseg.registry import TRANSFORMS
+
+    try:
+        TRANSFORMS.build(step)
+    except TypeError:
+        pass  # an unknown argument: `check_arguments` names it
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _options(value: Any, key: str = "prob") -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {key: value}
+
+
+def _into_warp(name: str, argument: str) -> Callable[["Config", Any], None]:
+    def work_in(cfg: "Config", value: Any) -> None:
+        def change(pipeline: list[Any]) -> None:
+            warp = _warp_in(pipeline, name)
+            warp[argument] = value
+            _judge(name, warp)
+
+        _change(cfg, name, change)
+
+    return work_in
+
+
+def _foreground_crop(cfg: "Config", value: Any) -> None:
+    options = {"prob": 1.0} | _options(value)
+    unknown = set(options) - {"prob", "least"}
+    if unknown:
+        raise UserError(f"foreground_crop has prob and least, no {sorted(unknown)[0]!r}")
+
+    def change(pipeline: list[Any]) -> None:
+        warp = _warp_in(pipeline, "foreground_crop")
+        if warp.get("crop") is None:
+            raise UserError("foreground_crop places a window: set crop_size too")
+        warp["focus"] = options["prob"]
+        if "least" in options:
+            warp["least"] = options["least"]
+        _judge("foreground_crop", warp)
+
+    _change(cfg, "foreground_crop", change)
+
+
+def _around_warp(name: str, kind: str) -> Callable[["Config", Any], None]:
+    def work_in(cfg: "Config", value: Any) -> None:
+        def change(pipeline: list[Any]) -> None:
+            at = _place_of_warp(pipeline, name)
+            pipeline[at] = dict(type=kind, warp=pipeline[at]) | _options(value)
+            _judge(name, pipeline[at])
+
+        _change(cfg, name, change)
+
+    return work_in
+
+
+def _before_packing(name: str, kind: str, key: str) -> Callable[["Config", Any], None]:
+    def work_in(cfg: "Config", value: Any) -> None:
+        step = dict(type=kind) | _options(value, key)
+        _judge(name, step)
+
+        def change(pipeline: list[Any]) -> None:
+            packed = str(pipeline[-1].get("type", "")).startswith("Pack")
+            pipeline.insert(len(pipeline) - packed, step)
+
+        _change(cfg, name, change)
+
+    return work_in
+
+
+def training_side(cfg: "Config") -> tuple[str, int]:
+    """The longer side of training samples, and the value to set it by."""
+    if cfg.get("crop_size") is None:
+        return "image_size", cfg.image_size
+    from mmseg.registry import TRANSFORMS
+
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    return "crop_size", max(TRANSFORMS.build(_warp_in(pipeline, "crop_size")).crop)
+
+
+AUGMENTATIONS: dict[str, Callable[["Config", Any], None]] = {
+    "turns": _into_warp("turns", "turns"),
+    "crop_size": _into_warp("crop_size", "crop"),
+    "foreground_crop": _foreground_crop,  # after the window that it places
+    "copy_paste": _around_warp("copy_paste", "CopyPaste"),
+    "mosaic": _around_warp("mosaic", "Mosaic"),  # of pasted frames, too
+    "camera_faults": _before_packing("camera_faults", "CameraFaults", "strength"),
+    "coarse_dropout": _before_packing("coarse_dropout", "CoarseDropout", "prob"),
+}
