@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def write(
     folder: str | Path,
     counts: FaultCounts,
     rule: ChallengeRule = BELIEVED,
-    weights: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary.
 
@@ -226,10 +227,10 @@ def write(
         folder: Made if need be.
         counts: Of the frames under every fault.
         rule: The challenge's score.
-        weights: The digest of the model's weights, by which a report knows whose faults these are.
+        evaluation: As `identity.identify` returns it, by which a report knows whose faults these are.
     """
     folder = make_folder(folder)
-    found: dict[str, Any] = {**summary(counts, rule), "weights": weights}
+    found: dict[str, Any] = {**summary(counts, rule), "evaluation": dict(evaluation or {})}
     counts.save(folder / "robustness.npz")
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     write_bytes(folder / "robustness.json", text.encode())

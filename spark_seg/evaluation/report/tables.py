@@ -50,7 +50,14 @@ def summary(run: Run) -> Section:
             rows.append([key, percent(run.metrics[key], 2), span, Cell(told, kind="tell")])
             kinds.append("lead" if key == "spark/score" else "")
     grid = table(["score", "percent", "95 % interval", ""], rows, "", kinds)
-    return Section("summary", "Summary", f'<div class="cards">{cards}</div>{grid}{_lost(run)}')
+    return Section(
+        "summary", "Summary", f'<div class="cards">{cards}</div>{grid}{_lost(run)}{left_out([run])}'
+    )
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """What the runs' folders hold of other evaluations, a paragraph each."""
+    return "".join(paragraph(line, "note") for run in runs for line in run.left_out)
 
 
 def _card(run: Run, key: str) -> str:
