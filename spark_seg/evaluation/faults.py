@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from spark_seg.corruptions import KINDS
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.evaluation.bootstrap import RESAMPLES, interval, weights
 from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule, panel_counts, part_credit
+from spark_seg.evaluation.npz import DAMAGED, open_npz, reason
 from spark_seg.evaluation.scores import ratio
 from spark_seg.evaluation.table import metrics_of
 
@@ -59,11 +59,15 @@ class FaultCounts:
         if not Path(path).is_file():
             raise UserFileNotFoundError(f"no file {path}: run tools/test.py with --corruptions")
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 ids, kinds, severities = file["ids"], file["kinds"], file["severities"]
                 return cls(ids, kinds, severities, file["confusion"], int(file["total"]))
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} holds no counts under faults ({error})") from error
+        except PermissionError:
+            raise
+        except DAMAGED as error:
+            raise UserError(
+                f"{path} holds no counts under faults ({reason(error)}): evaluate again with --corruptions"
+            ) from error
 
 
 def resampled(

@@ -15,12 +15,14 @@ def read_json(path: Path) -> Any:
 
     Raises:
         UserError: The file is damaged.
+        OSError: It cannot be opened.
     """
     if not path.is_file():
         return None
+    text = path.read_bytes()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(text)
+    except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}): evaluate again") from error
 
 

@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from spark_seg.atomic import write_bytes
 from spark_seg.errors import UserError
 from spark_seg.evaluation.identity import identity_in
+from spark_seg.evaluation.npz import DAMAGED, open_npz, reason
 from spark_seg.visual import ERROR_COLOURS, error_overlay, overlay
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def load_pictures(path: str | Path) -> tuple[list[Picture], dict[str, Any]]:
         UserError: The file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             index = json.loads(file["index"].tobytes())
             found = [
                 Picture(
@@ -183,8 +183,10 @@ def load_pictures(path: str | Path) -> tuple[list[Picture], dict[str, Any]]:
                 for n, entry in enumerate(index["pictures"])
             ]
             return found, identity_in(index)
-    except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} holds no pictures ({error}): evaluate again") from error
+    except PermissionError:
+        raise
+    except DAMAGED as error:
+        raise UserError(f"{path} holds no pictures ({reason(error)}): evaluate again") from error
 
 
 def predict_pictures(

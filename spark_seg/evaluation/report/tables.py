@@ -310,6 +310,13 @@ def _leaves(run: Run) -> dict[str, str]:
     if isinstance(first.get("command"), list):
         first["command"] = shlex.join(str(word) for word in first["command"])
     found = dict(flat({"folder": str(run.folder), **first}))
-    found |= dict(flat(run.record.get("training") or {}, "training"))
+    # Of the training's record what the evaluation's own does not say already.
+    own = dict(flat({key: run.record.get(key) or {} for key in ("versions", "git", "host")}))
+    trained = dict(flat(run.record.get("training") or {}, "training"))
+    found |= {
+        name: value
+        for name, value in trained.items()
+        if own.get(name.removeprefix("training.")) != value
+    }
     total = int(pooled(run.counts.confusion).sum())
     return {**found, "images": str(len(run.counts)), "pixels counted": str(total)}
