@@ -99,6 +99,7 @@ figure,.card,.shot,tr,.keep{break-inside:avoid}
 section{padding:14px 0 2px}
 .row{gap:8px 18px}
 .row:has(>figure+div:last-child){flex-wrap:nowrap}
+.row>div:has(>h3){flex:0 1 47%}
 .row:has(>figure+div:last-child)>figure{flex:0 1 auto}
 .scroll,pre{max-height:none;overflow:visible;border:0;padding-left:0}
 .scroll th{position:static}
