@@ -48,9 +48,14 @@ def user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Makes a folder with its parents; a file in its place or no permission is a `UserError`."""
+    """Makes a folder with its parents; a file in its place or no permission is a `UserError`.
+
+    So is a folder that is there but may not be written, before hours of work for it rather than after.
+    """
     with user_errors(path):
         Path(path).mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return Path(path)
 
 

@@ -1,6 +1,7 @@
 """Files are the old one or the new one, whatever happens while they are written."""
 
 import errno
+import os
 
 import pytest
 
@@ -71,3 +72,10 @@ def test_folders(tmp_path):
         make_folder(tmp_path / "file")
     with pytest.raises(UserError, match="choose another output folder"):
         make_folder(tmp_path / "file" / "c")
+
+
+def test_a_folder_that_may_not_be_written_is_told_at_once(tmp_path, monkeypatch):
+    assert make_folder(tmp_path) == tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # root may anything
+    with pytest.raises(UserError, match=f"cannot write {tmp_path} .Permission denied.: choose"):
+        make_folder(tmp_path)

@@ -29,14 +29,15 @@ train() {
 }
 
 step "1/5 train $config with DeepSpeed (renders its data first)"
-# A training of these very configs is not made twice, and goes on where it was interrupted.
-configs=$(cat "configs/$config.py" configs/segformer_b0_spark.py configs/_base_/*.py configs/_base_/*/*.py | cksum)
+# A training by these very configs and this very code is not made twice, and goes on where it was interrupted.
+configs=$(find configs spark_seg -name '*.py' -type f | LC_ALL=C sort | tr '\n' '\0' | xargs -0 cat | cksum)
 begun=work_dirs/.$config.begun finished=work_dirs/.$config.finished
 if [ "$(cat "$finished" 2>/dev/null)" = "$configs" ] && [ -f "$best" ]; then
     echo "done before: $run"
 elif [ "$(cat "$begun" 2>/dev/null)" = "$configs" ]; then
     train --resume
 else
+    [ ! -f "$begun" ] || echo "configs or code are others than those of $run: anew"
     mkdir -p work_dirs
     echo "$configs" >"$begun"
     train

@@ -71,7 +71,7 @@ def cases(size: int) -> dict[str, Callable[[], Any]]:
     generator = torch.Generator().manual_seed(0)
     for side in _LOGITS:
         logits = torch.randn(1, 3, side, side, generator=generator)
-        target = torch.from_numpy(typical).long()
+        target = torch.from_numpy(typical)
         made[f"calibration: {side} x {side} logits"] = partial(
             calibration_counts, logits[0], target
         )
@@ -81,7 +81,7 @@ def cases(size: int) -> dict[str, Callable[[], Any]]:
 
 
 def whole(truth: np.ndarray, logits: Any) -> Callable[[], Any]:
-    """All that the metric does with one image; its truth is int64, as mmseg packs it."""
+    """All that the metric does with one image; labels are uint8, as the model and the configs' pipeline leave them."""
     import torch
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
@@ -90,7 +90,7 @@ def whole(truth: np.ndarray, logits: Any) -> Callable[[], Any]:
 
     metric, sample = SparkMetric(), SegDataSample()
     sample.pred_sem_seg = PixelData(data=torch.from_numpy(found(truth))[None])
-    sample.gt_sem_seg = PixelData(data=torch.from_numpy(truth).long()[None])
+    sample.gt_sem_seg = PixelData(data=torch.from_numpy(truth)[None])
 
     def run() -> None:
         metric.results.clear()

@@ -41,17 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resamples", type=int, default=10_000, help="default: 10000")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers into this file")
-    add_rule(parser)
+    add_rule(parser, "Without any of these the rule by which the runs were scored holds.")
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give a number from 0 up")
 
-    from spark_seg.evaluation.compare import compare, load_counts
+    from spark_seg.evaluation.compare import compare, load_counts, rule_of_both
 
     found = compare(
         load_counts(args.a),
         load_counts(args.b),
-        chosen_rule(args),
+        chosen_rule(args, lambda: rule_of_both(args.a, args.b)),
         resamples=args.resamples,
         seed=args.seed,
     )

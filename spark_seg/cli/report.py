@@ -39,5 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     runs = [load_run(path, name) for path, name in zip(paths, names, strict=True)]
     default = "report.html" if len(runs) == 1 else "report_compare.html"
     out = Path(args.out) if args.out else runs[-1].folder / default
-    print(f"report: {write_report(runs, out)}")
+    told = [line for run in runs for line in run.left_out]
+    print("\n".join([*told, f"report: {write_report(runs, out)}"]))
     return 0

@@ -57,18 +57,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"overlays: {out / 'overlays.png'}")
     from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.engine.launch import is_first
+    from spark_seg.evaluation.identity import identify
     from spark_seg.evaluation.report.data import write_record
-    from spark_seg.submission.run import weights_digest
 
     if not is_first():
         return 0
-    # A folder can hold what an earlier checkpoint left: by the digest a report tells them apart.
-    weights = weights_digest(load_state_dict(checkpoint, args.trust_checkpoint))
-    write_record(out, cfg, checkpoint, weights, args.split, result.rule)
+    # A folder can hold what an earlier evaluation left: by this a report tells them apart.
+    weights = load_state_dict(checkpoint, args.trust_checkpoint)
+    evaluation = identify(cfg, weights, args.split, result.rule)
+    write_record(out, cfg, checkpoint, evaluation)
     if args.corruptions is not None:
-        _corruptions(args, cfg, checkpoint, out, result.rule, weights)
+        _corruptions(args, cfg, checkpoint, out, result.rule, evaluation)
     if args.report:
-        _report(args, cfg, checkpoint, out, result, weights)
+        _report(args, cfg, checkpoint, out, result, evaluation)
     return 0
 
 
@@ -139,7 +140,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _corruptions(
-    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, rule: Any, weights: str
+    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, rule: Any, evaluation: dict
 ) -> None:
     from spark_seg.evaluation.faults import table_lines, write
     from spark_seg.evaluation.robustness import measure
@@ -154,12 +155,12 @@ def _corruptions(
         strategy=args.strategy,
         trust=args.trust_checkpoint,
     )
-    print("\n" + "\n".join(table_lines(write(out, counts, rule, weights))))
+    print("\n" + "\n".join(table_lines(write(out, counts, rule, evaluation))))
     print(f"robustness: {out / 'robustness.json'}, {out / 'robustness.png'}")
 
 
 def _report(
-    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, result: Any, weights: str
+    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, result: Any, evaluation: dict
 ) -> None:
     from spark_seg.evaluation.report.build import write_report
     from spark_seg.evaluation.report.data import load_run, worst_first
@@ -180,5 +181,6 @@ def _report(
         pictures = predict_pictures(
             cfg, checkpoint, chosen, args.split, args.strategy, args.trust_checkpoint
         )
-    save_pictures(out / PICTURES_FILE, pictures, weights)
-    print(f"report: {write_report([load_run(out)], out / 'report.html')}")
+    save_pictures(out / PICTURES_FILE, pictures, evaluation)
+    run = load_run(out)
+    print("\n".join([*run.left_out, f"report: {write_report([run], out / 'report.html')}"]))

@@ -55,7 +55,9 @@ def read_bytes(path: PathLike) -> bytes:
     except FileNotFoundError:
         raise UserFileNotFoundError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): check its permissions"
+        ) from None
     if not data:
         raise UserError(f"{path}: the file is empty; {_REMEDY}")
     if not is_complete(data):

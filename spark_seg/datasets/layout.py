@@ -243,7 +243,9 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
+        raise UserError(
+            f"{folder}: cannot be listed ({error.strerror}): check its permissions"
+        ) from None
 
 
 def _folders(folder: Path) -> list[str]:

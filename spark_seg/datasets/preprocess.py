@@ -12,15 +12,17 @@ class SparkDataPreProcessor(SegDataPreProcessor):
     """mmseg's `SegDataPreProcessor`, the same values in a quarter of the time, for labels of any integer type.
 
     Pictures of one size that need no padding go to the batch in one pass each: channels in their order, float32,
-    mean and standard deviation. Anything else is the parent's. Labels are widened to int64 on the device. Arguments
-    are the parent's; it has no parameters, and no buffers in the state dict.
+    mean and standard deviation. Anything else is the parent's. Labels are widened to int64 on the device in training,
+    where a loss wants them so; in evaluation they stay what they are. Arguments are the parent's; it has no
+    parameters, and no buffers in the state dict.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
         """See the parent: `inputs` float32 `[B, 3, H, W]`, `data_samples`."""
         data = self.cast_data(data)
         inputs, samples = data["inputs"], data.get("data_samples")
-        for sample in samples or ():
+        # A loss wants int64; an evaluation counts bytes, an eighth of the memory.
+        for sample in samples or () if training else ():
             if "gt_sem_seg" in sample and sample.gt_sem_seg.data.dtype != torch.int64:
                 sample.gt_sem_seg = type(sample.gt_sem_seg)(data=sample.gt_sem_seg.data.long())
         if not self._is_plain(inputs, training) or (training and samples is None):

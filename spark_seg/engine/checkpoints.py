@@ -90,10 +90,13 @@ def load_safetensors(path: Path) -> StateDict:
 
     Raises:
         UserError: It is damaged.
+        OSError: It cannot be opened.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
+    with open(path, "rb"):
+        pass  # a file that may not be read is no damaged one; safetensors says that it is not there
     try:
         with safe_open(str(path), framework="pt") as file:
             norms = (file.metadata() or {}).get(_NORMS_KEY)

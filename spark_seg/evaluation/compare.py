@@ -12,6 +12,7 @@ import numpy as np
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.evaluation.bootstrap import LEVEL, RESAMPLES, interval, resampled
 from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule
+from spark_seg.evaluation.record import saved_rule
 from spark_seg.evaluation.store import ImageCounts
 from spark_seg.evaluation.sums import Sums
 
@@ -61,26 +62,51 @@ class Comparison:
     level: float
 
 
+def counts_file(path: str | Path) -> Path:
+    """The counts file of a run; see `load_counts`.
+
+    Raises:
+        UserError: A folder that holds none, or holds several evaluations.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if (path / "counts.npz").is_file():
+        return path / "counts.npz"
+    inside = sorted(path.glob("*/counts.npz"))
+    if len(inside) == 1:
+        return inside[0]
+    names = ", ".join(str(one.parent) for one in inside[:3])
+    hint = f"; there are {names}" if inside else ": run tools/test.py with --out first"
+    raise UserFileNotFoundError(f"no counts.npz in {path}{hint}")
+
+
 def load_counts(path: str | Path) -> ImageCounts:
     """The counts of a run.
 
     Args:
-        path: A counts file, or the folder of an evaluation that holds `counts.npz`.
+        path: A counts file, the folder of an evaluation that holds `counts.npz`, or a work folder with one of those.
 
     Raises:
         UserError: Nothing there, or something else.
     """
-    path = Path(path)
-    if path.is_dir():
-        inside = sorted(path.glob("*/counts.npz"))
-        if not (path / "counts.npz").is_file() and len(inside) == 1:
-            return ImageCounts.load(inside[0])
-        if not (path / "counts.npz").is_file():
-            names = ", ".join(str(one.parent) for one in inside[:3])
-            hint = f"; there are {names}" if inside else ": run tools/test.py with --out first"
-            raise UserFileNotFoundError(f"no counts.npz in {path}{hint}")
-        path = path / "counts.npz"
-    return ImageCounts.load(path)
+    return ImageCounts.load(counts_file(path))
+
+
+def rule_of_both(a: str | Path, b: str | Path) -> ChallengeRule:
+    """The rule by which both runs were scored; the believed one where neither kept a record.
+
+    Raises:
+        UserError: They were scored by different rules.
+    """
+    rules = [saved_rule(counts_file(path).parent) for path in (a, b)]
+    known = [rule for rule in rules if rule is not None]
+    if len(set(known)) > 1:
+        raise UserError(
+            f"{a} and {b} were scored by different challenge rules: choose one by --thresholds, --panel-share and "
+            "--empty-union"
+        )
+    return known[0] if known else BELIEVED
 
 
 def pair(a: ImageCounts, b: ImageCounts) -> tuple[ImageCounts, ImageCounts]:

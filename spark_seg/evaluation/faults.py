@@ -2,7 +2,7 @@
 
 import io
 import json
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from spark_seg.corruptions import KINDS
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.evaluation.bootstrap import RESAMPLES, interval, weights
 from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule, panel_counts, part_credit
+from spark_seg.evaluation.npz import DAMAGED, open_npz, reason
 from spark_seg.evaluation.scores import ratio
 from spark_seg.evaluation.table import metrics_of
 
@@ -58,11 +59,15 @@ class FaultCounts:
         if not Path(path).is_file():
             raise UserFileNotFoundError(f"no file {path}: run tools/test.py with --corruptions")
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 ids, kinds, severities = file["ids"], file["kinds"], file["severities"]
                 return cls(ids, kinds, severities, file["confusion"], int(file["total"]))
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} holds no counts under faults ({error})") from error
+        except PermissionError:
+            raise
+        except DAMAGED as error:
+            raise UserError(
+                f"{path} holds no counts under faults ({reason(error)}): evaluate again with --corruptions"
+            ) from error
 
 
 def resampled(
@@ -218,7 +223,7 @@ def write(
     folder: str | Path,
     counts: FaultCounts,
     rule: ChallengeRule = BELIEVED,
-    weights: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes `robustness.npz` (the counts), `robustness.json` and `robustness.png`; returns the summary.
 
@@ -226,10 +231,10 @@ def write(
         folder: Made if need be.
         counts: Of the frames under every fault.
         rule: The challenge's score.
-        weights: The digest of the model's weights, by which a report knows whose faults these are.
+        evaluation: As `identity.identify` returns it, by which a report knows whose faults these are.
     """
     folder = make_folder(folder)
-    found: dict[str, Any] = {**summary(counts, rule), "weights": weights}
+    found: dict[str, Any] = {**summary(counts, rule), "evaluation": dict(evaluation or {})}
     counts.save(folder / "robustness.npz")
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     write_bytes(folder / "robustness.json", text.encode())

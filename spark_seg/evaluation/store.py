@@ -1,7 +1,6 @@
 """The counts of a split: put together from any number of parts, written to disk and read back."""
 
 import io
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from spark_seg.atomic import write_bytes
 from spark_seg.errors import UserError, UserFileNotFoundError
 from spark_seg.evaluation.counts import CLASS_COUNT
 from spark_seg.evaluation.frame import DEFAULT_OPTIONS, CountOptions, shapes, stacked
+from spark_seg.evaluation.npz import DAMAGED, open_npz, reason
 
 _TEXTS = ("ids", "satellites", "backgrounds")
 _PLURAL = {"size": "sizes"}
@@ -171,7 +171,7 @@ class ImageCounts:
                 f"no counts file {path}: evaluate with an output folder first"
             )
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 first = [file[name] for name in ("ids", "satellites", "confusion")]
                 count = len(first[0])
                 shape = (count, CLASS_COUNT, CLASS_COUNT)
@@ -185,19 +185,11 @@ class ImageCounts:
                     band_share=float(file["band_share"]),
                     bins=int(arrays["calibration"].shape[2]),
                 )
-        except UserError:
+        except (UserError, PermissionError):
             raise
-        except (
-            ValueError,
-            KeyError,
-            IndexError,
-            OSError,
-            EOFError,
-            TypeError,
-            zipfile.BadZipFile,
-        ) as error:
+        except DAMAGED as error:
             raise UserError(
-                f"{path} is no file of counts ({str(error).splitlines()[0]}): evaluate again"
+                f"{path} is no file of counts ({reason(error)}): evaluate again"
             ) from error
         wanted = {_PLURAL.get(name, name): shape for name, shape in shapes(options).items()}
         for name, array in arrays.items():

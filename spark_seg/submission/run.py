@@ -58,6 +58,7 @@ def infer(
     Raises:
         UserError: A segmentor in several processes; no image; what the writer raises.
     """
+    import torch
     from mmseg.registry import DATASETS
 
     from spark_seg.datasets.layout import fingerprint
@@ -75,7 +76,11 @@ def infer(
         if strategy == "deepspeed":
             start_process_group()
         weights = load_state_dict(checkpoint, trust)
-        identity = _model_options(cfg, weights, strategy)
+        identity = {
+            **model_options(cfg, weights),
+            "strategy": strategy,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        }
     else:
         identity = {"segmentor": segmentor.identity}
     dataloader = copy.deepcopy(cfg.test_dataloader)
@@ -115,12 +120,8 @@ def infer(
     return writer
 
 
-def _model_options(
-    cfg: "Config", weights: "Mapping[str, torch.Tensor]", strategy: str
-) -> dict[str, object]:
-    """What the logits of the config's model depend on, besides the number of threads and processes."""
-    import torch
-
+def model_options(cfg: "Config", weights: "Mapping[str, torch.Tensor]") -> dict[str, object]:
+    """What the logits of the config's model depend on, besides the device and the number of threads and processes."""
     from spark_seg.engine.strategy import resolve_precision
 
     tta = {} if cfg.get("tta") is None else {"tta": cfg.tta}
@@ -130,8 +131,6 @@ def _model_options(
         "model": cfg.model,
         "precision": resolve_precision(cfg.get("precision", "auto")),
         "accelerate": cfg.get("accelerate", True),
-        "strategy": strategy,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
 
 

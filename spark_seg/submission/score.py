@@ -122,14 +122,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.resamples < 0:
         raise UserError(f"--resamples {args.resamples}: give a number from 0 up")
     rule = chosen_rule(args)
+    for path in (args.json, args.counts):
+        if path:
+            make_folder(Path(path).parent)  # told before the work, not after it
     counts = score_zip(args.zip, args.truth, progress=True)
     found = summarize(counts, rule, resamples=args.resamples)
     print("\n".join(found.table))
     if args.json:
-        make_folder(Path(args.json).parent)
         write_metrics_json(args.json, found.metrics)
     if args.counts:
-        make_folder(Path(args.counts).parent)
         counts.save(args.counts)
     return 0
 

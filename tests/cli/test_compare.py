@@ -109,3 +109,19 @@ def test_from_a_clone(tmp_path, runs):
     assert done.returncode == 2
     assert done.stderr.startswith("error: no counts file")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_rule_is_the_runs_own(runs, capsys):
+    """A rule given to tools/test.py holds here too; two rules are not mixed in silence."""
+    bad, good = runs
+    lenient = {"thresholds": [0.01], "panel_share": 0.05, "empty_union": 0.0}
+    (Path(good) / "run.json").write_text(json.dumps({"rule": lenient}))
+    main([bad, good, "--resamples", "50"])  # the other keeps no record
+    assert "100.00" in capsys.readouterr().out
+    main([bad, good, "--resamples", "50", "--thresholds", "0.99"])
+    assert "100.00" not in next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("spark/score")
+    )
+    (Path(bad) / "run.json").write_text(json.dumps({"rule": {**lenient, "panel_share": 0.5}}))
+    with pytest.raises(UserError, match="scored by different challenge rules: choose one by --th"):
+        main([bad, good, "--resamples", "50"])

@@ -110,13 +110,13 @@ def test_what_changes_the_result_starts_afresh(
 
 @pytest.mark.parametrize(("key", "value"), [("accelerate", False), ("precision", "bf16")])
 def test_the_models_own_options_count(tree: Path, tmp_path: Path, key: str, value: Any) -> None:
-    from spark_seg.submission.run import _model_options
+    from spark_seg.submission.run import model_options
 
     weights = {"w": torch.ones(2)}
     cfg = tiny.tiny_config(tree, tmp_path / "run")
     other = tiny.tiny_config(tree, tmp_path / "run", **{key: value})
-    assert _model_options(cfg, weights, "single") == _model_options(cfg, weights, "single")
-    assert _model_options(cfg, weights, "single") != _model_options(other, weights, "single")
+    assert model_options(cfg, weights) == model_options(cfg, weights)
+    assert model_options(cfg, weights) != model_options(other, weights)
 
 
 def test_a_segmentor_runs_in_one_process(tree: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -52,7 +52,7 @@ val_pipeline = [
     dict(type="LoadSparkImage"),
     dict(type="ResizeFrame", size="$image_size"),
     dict(type="LoadSparkMask"),
-    dict(type="PackSegInputs", meta_keys=_meta),
+    dict(type="PackSparkInputs", meta_keys=_meta),
 ]
 test_pipeline = [
     dict(type="LoadSparkImage"),

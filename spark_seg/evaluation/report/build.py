@@ -112,7 +112,11 @@ def side_by_side(a: Run, b: Run) -> str:
     _check(a)
     _check(b)
     found = compare(a.counts, b.counts, a.rule)
-    first, second = _on_shared(a, b) if found.only_a or found.only_b else (a, b)
+    ruled = a.rule != b.rule
+    if ruled and b.robustness:
+        told = f"{b.folder / 'robustness.json'} is scored by another challenge rule than A and is left out"
+        b = replace(b, robustness=None, left_out=[*b.left_out, told])
+    first, second = _on_shared(a, b) if found.only_a or found.only_b or ruled else (a, b)
     runs = [first, second]
     left_out = len(found.only_a) + len(found.only_b)
     told = (
@@ -124,12 +128,18 @@ def side_by_side(a: Run, b: Run) -> str:
         "Differences are B − A in points, with the 95 % interval of a paired bootstrap over images; open: "
         "the interval holds 0."
     )
+    if ruled:
+        told += " The runs were scored by different challenge rules; here both are by A's."
     names = "".join(
         f"<p><b>{letter}</b>: {escape(sections.short(run.name, 120))} "
         f'<span class="dim">{escape(str(run.record.get("checkpoint", "")))}</span></p>'
         for letter, run in zip("AB", runs, strict=True)
     )
-    top = Section("summary", "Summary", names + paragraph(told) + tables.compared(found))
+    top = Section(
+        "summary",
+        "Summary",
+        names + paragraph(told) + tables.compared(found) + tables.left_out(runs),
+    )
     fixed = _kept(
         top,
         sections.classes(runs),

@@ -98,14 +98,21 @@ main{zoom:.78}
 figure,.card,.shot,tr,.keep{break-inside:avoid}
 section{padding:14px 0 2px}
 .row{gap:8px 18px}
+.row:has(>figure+div:last-child){flex-wrap:nowrap}
+.row>div:has(>h3){flex:0 1 47%}
+.row:has(>figure+div:last-child)>figure{flex:0 1 auto}
 .scroll,pre{max-height:none;overflow:visible;border:0;padding-left:0}
 .scroll th{position:static}
 .scroll tr:nth-child(n+41),.config{display:none}
 .scroll td,.scroll th{padding:3px 4px;font-size:8pt}
 td.id{min-width:150px}
+#parameters h2+table tr:nth-child(-n+4){break-after:avoid}
 section:not(#images):not(#worst):not(#median):not(#pictures):not(#parameters){break-inside:avoid}
 th button:after{content:""!important}
 table{font-size:9.5pt}
+.row:has(>figure+div:last-child)>div{flex:none}
+.row:has(>figure+div:last-child)>div table{font-size:8.5pt}
+.row:has(>figure+div:last-child)>div :is(td,th){padding:3px 5px}
 .print{display:block!important}
 }
 .print{display:none}

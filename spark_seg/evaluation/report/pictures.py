@@ -3,8 +3,7 @@
 import copy
 import io
 import json
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,8 @@ import numpy as np
 
 from spark_seg.atomic import write_bytes
 from spark_seg.errors import UserError
+from spark_seg.evaluation.identity import identity_in
+from spark_seg.evaluation.npz import DAMAGED, open_npz, reason
 from spark_seg.visual import ERROR_COLOURS, error_overlay, overlay
 
 if TYPE_CHECKING:
@@ -138,14 +139,14 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def save_pictures(
-    path: str | Path, pictures: Iterable[Picture], weights: str | None = None
+    path: str | Path, pictures: Iterable[Picture], evaluation: Mapping[str, Any] | None = None
 ) -> None:
     """Writes pictures as npz in one step: `index` (JSON as bytes) and the tiles `<n>_<name>` as uint8.
 
     Args:
         path: The file; its folder must be there.
         pictures: What to keep.
-        weights: The digest of the model's weights that predicted them.
+        evaluation: Of which they are, as `identity.identify` returns it.
     """
     arrays: dict[str, np.ndarray] = {}
     index = []
@@ -155,21 +156,21 @@ def save_pictures(
         for name, data in zip(TILES, one.tiles, strict=True):
             arrays[f"{n}_{name}"] = np.frombuffer(data, np.uint8)
     arrays["index"] = np.frombuffer(
-        json.dumps({"weights": weights, "pictures": index}).encode(), np.uint8
+        json.dumps({"evaluation": dict(evaluation or {}), "pictures": index}).encode(), np.uint8
     )
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue())
 
 
-def load_pictures(path: str | Path) -> tuple[list[Picture], str | None]:
-    """Reads what `save_pictures` wrote: the pictures and the weights' digest.
+def load_pictures(path: str | Path) -> tuple[list[Picture], dict[str, Any]]:
+    """Reads what `save_pictures` wrote: the pictures and of which evaluation they are.
 
     Raises:
         UserError: The file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             index = json.loads(file["index"].tobytes())
             found = [
                 Picture(
@@ -181,9 +182,11 @@ def load_pictures(path: str | Path) -> tuple[list[Picture], str | None]:
                 )
                 for n, entry in enumerate(index["pictures"])
             ]
-            return found, index["weights"]
-    except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} holds no pictures ({error}): evaluate again") from error
+            return found, identity_in(index)
+    except PermissionError:
+        raise
+    except DAMAGED as error:
+        raise UserError(f"{path} holds no pictures ({reason(error)}): evaluate again") from error
 
 
 def predict_pictures(

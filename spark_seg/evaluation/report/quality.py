@@ -112,13 +112,15 @@ def _faults_of_both(runs: Sequence[Run]) -> str:
         Row(a["kinds"][kind]["title"], "", [Point(mean(a, kind)), Point(mean(b, kind))])
         for kind in kinds
     ]
-    rows.append(Row("no fault", "", [Point(one["clean"][one["score"]]) for one in (a, b)]))
     rows.sort(key=lambda row: row.points[0].value if row.points[0] else 0.0)
+    rows.insert(0, Row("no fault", "", [Point(one["clean"][one["score"]]) for one in (a, b)]))
     text = f"Challenge's score, percent, mean over severity {', '.join(levels)}."
     if (a["images"], a["of"]) != (b["images"], b["of"]):
         text += (
             f" A was measured on {a['images']} images, B on {b['images']}: not quite comparable."
         )
+    if set(a["kinds"]) != set(b["kinds"]) or a["severities"] != b["severities"]:
+        text += " Not all faults and severities were measured for both, so means of all faults are over different ones."
     return figure(dots(rows, run_series(runs), "score under faults", width=640), text)
 
 

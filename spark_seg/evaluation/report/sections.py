@@ -81,11 +81,11 @@ def classes(runs: Sequence[Run]) -> Section:
         ]
     text = "All pixels of the split pooled, percent; lines are 95 % intervals over images."
     drawing = figure(dots(rows, series, "scores per class", 500, 130), text)
-    tables = "".join(_class_table(run, named(run, runs)) for run in runs)
+    tables = "".join(_class_table(run, named(run, runs), run is runs[-1]) for run in runs)
     return Section("classes", "Classes", f'<div class="row">{drawing}<div>{tables}</div></div>')
 
 
-def _class_table(run: Run, name: str) -> str:
+def _class_table(run: Run, name: str, explained: bool) -> str:
     columns = [
         ("IoU", "IoU/{}"),
         ("image mean", "per_image/IoU/{}"),
@@ -108,7 +108,9 @@ def _class_table(run: Run, name: str) -> str:
         "meet; craft is body and panel together."
     )
     return (
-        top + table(["class", *heads], rows) + (paragraph(told, "note") if len(columns) > 2 else "")
+        top
+        + table(["class", *heads], rows)
+        + (paragraph(told, "note") if explained and len(columns) > 2 else "")
     )
 
 
@@ -157,7 +159,11 @@ def groups(runs: Sequence[Run], by: str) -> Section | None:
         text += " Hardest first."
     if by == "panel":
         text += " Groups: the panel's true area as a share of the body's."
-    grid = group_table(runs, by, [row.label for row in rows])
+    # Groups without a score of the challenge have pixels all the same.
+    shown = [row.label for row in rows]
+    if by == "satellite":
+        labels = shown + [label for label in labels if label not in shown]
+    grid = group_table(runs, by, labels)
     return Section(
         anchor, title, f'<div class="row">{figure(drawing, text)}<div>{grid}</div></div>'
     )

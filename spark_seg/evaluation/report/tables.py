@@ -50,7 +50,14 @@ def summary(run: Run) -> Section:
             rows.append([key, percent(run.metrics[key], 2), span, Cell(told, kind="tell")])
             kinds.append("lead" if key == "spark/score" else "")
     grid = table(["score", "percent", "95 % interval", ""], rows, "", kinds)
-    return Section("summary", "Summary", f'<div class="cards">{cards}</div>{grid}{_lost(run)}')
+    return Section(
+        "summary", "Summary", f'<div class="cards">{cards}</div>{grid}{_lost(run)}{left_out([run])}'
+    )
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """What the runs' folders hold of other evaluations, a paragraph each."""
+    return "".join(paragraph(line, "note") for run in runs for line in run.left_out)
 
 
 def _card(run: Run, key: str) -> str:
@@ -303,6 +310,13 @@ def _leaves(run: Run) -> dict[str, str]:
     if isinstance(first.get("command"), list):
         first["command"] = shlex.join(str(word) for word in first["command"])
     found = dict(flat({"folder": str(run.folder), **first}))
-    found |= dict(flat(run.record.get("training") or {}, "training"))
+    # Of the training's record what the evaluation's own does not say already.
+    own = dict(flat({key: run.record.get(key) or {} for key in ("versions", "git", "host")}))
+    trained = dict(flat(run.record.get("training") or {}, "training"))
+    found |= {
+        name: value
+        for name, value in trained.items()
+        if own.get(name.removeprefix("training.")) != value
+    }
     total = int(pooled(run.counts.confusion).sum())
     return {**found, "images": str(len(run.counts)), "pixels counted": str(total)}

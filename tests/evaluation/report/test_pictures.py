@@ -96,10 +96,10 @@ def test_save_and_load(tmp_path: Path) -> None:
         (4, 5),
         tuple(bytes([n]) * 9 for n in range(5)),
     )
-    save_pictures(tmp_path / "p.npz", [one], "w")
-    assert load_pictures(tmp_path / "p.npz") == ([one], "w")
+    save_pictures(tmp_path / "p.npz", [one], {"split": "val"})
+    assert load_pictures(tmp_path / "p.npz") == ([one], {"split": "val"})
     save_pictures(tmp_path / "p.npz", [])
-    assert load_pictures(tmp_path / "p.npz") == ([], None)
+    assert load_pictures(tmp_path / "p.npz") == ([], {})
     (tmp_path / "p.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"p\.npz"):
         load_pictures(tmp_path / "p.npz")

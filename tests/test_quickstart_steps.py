@@ -1,0 +1,92 @@
+"""Which steps of tools/quickstart.sh run again, and which are told as done; with a stand-in for Python."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = Path("work_dirs/segformer_b0_spark_demo")
+# Notes what is called and leaves what the real command would leave; a training stops where STOP is set.
+PYTHON = f"""#!/usr/bin/env bash
+echo "$@" >>calls
+leave() {{ mkdir -p "$(dirname "$1")" && date +%N >"$1"; }}
+case "$*" in
+*tools/train.py*) [ -z "$STOP" ] || exit 1; leave {RUN}/checkpoints/best.safetensors ;;
+*tools/test.py*) leave {RUN}/test_val/table.txt ;;
+*tools/infer.py*) leave {RUN}/submission/submission.zip ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    for folder in ("configs", "spark_seg", "tools"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (tmp_path / "tools" / "setup_env.sh").write_text("setup_env() { :; }\n")
+    # One process, whatever the machine has
+    (tmp_path / "tools" / "dist_train.sh").write_text('"$PYTHON" tools/train.py "$1" "${@:3}"\n')
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return tmp_path
+
+
+def quickstart(clone: Path, stop: bool = False) -> tuple[list[str], str]:
+    """The tools called, a resumed training as `train.py --resume`, and what was said."""
+    (clone / "calls").write_text("")
+    done = subprocess.run(
+        ["bash", "tools/quickstart.sh"],
+        cwd=clone,
+        env={**os.environ, "STOP": "1" if stop else ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode != 0) == stop, done.stdout + done.stderr
+    calls = []
+    for line in (clone / "calls").read_text().splitlines():
+        name = next((part for part in line.split() if part.startswith("tools/")), "")
+        if name:
+            calls.append(name.removeprefix("tools/") + " --resume" * ("--resume" in line))
+    return calls, done.stdout
+
+
+def test_a_second_time_does_nothing_again(clone: Path) -> None:
+    assert quickstart(clone)[0] == ["train.py", "test.py", "infer.py"]
+    calls, said = quickstart(clone)
+    assert calls == []
+    assert said.count("done before") == 2
+
+
+@pytest.mark.parametrize(
+    "changed", ["configs/_base_/default_runtime.py", "spark_seg/datasets/demo/render.py"]
+)
+def test_after_a_pull_it_is_done_anew(changed: str, clone: Path) -> None:
+    """Neither the old training nor its table and zip are told as those of the new code."""
+    quickstart(clone)
+    with open(clone / changed, "a") as file:
+        file.write("\n# pulled\n")
+    calls, said = quickstart(clone)
+    assert calls == ["train.py", "test.py", "infer.py"]
+    assert "configs or code are others" in said
+    assert quickstart(clone)[0] == []
+
+
+def test_an_interrupted_training_goes_on(clone: Path) -> None:
+    assert quickstart(clone, stop=True)[0] == ["train.py"]
+    assert quickstart(clone)[0] == ["train.py --resume", "test.py", "infer.py"]
+
+
+def test_what_does_not_compute_does_not_count(clone: Path) -> None:
+    quickstart(clone)
+    (clone / "README.md").write_text("pulled")
+    (clone / "spark_seg" / "__pycache__").mkdir()
+    (clone / "spark_seg" / "__pycache__" / "x.pyc").write_text("compiled")
+    assert quickstart(clone)[0] == []
