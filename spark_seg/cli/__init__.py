@@ -75,7 +75,10 @@ def call(
             raise SystemExit(2) from None
         _fail(_message(e), 2)
     except KeyboardInterrupt as e:
-        _fail(str(e) or "interrupted", getattr(e, "code", 130))
+        code = getattr(e, "code", 130)
+        if getattr(e, "quiet", False):
+            raise SystemExit(code) from None
+        _fail(str(e) or "interrupted", code)
     except BrokenPipeError:
         # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -119,6 +119,11 @@ class SparkTrainLoop(EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Trains to the last epoch."""
+        accumulated = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
+        self.runner.logger.info(
+            f"effective batch {self.global_batch} ({self.dataloader.batch_size}{accumulated} x "
+            f"{self.runner.world_size} process(es)), {len(self.dataloader)} steps an epoch, {self._max_iters} in all"
+        )
         self.runner.call_hook("before_train")
         if self._validate_first:
             self._validate()
