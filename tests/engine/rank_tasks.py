@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -222,9 +222,12 @@ def _no_prediction() -> None:
     SubmissionWriter.add = add  # type: ignore[method-assign]
 
 
+_STAYS = ExitStack()  # until the process ends
+
+
 def _no_finite_loss() -> None:
     """This process's losses are not finite."""
-    poisoned_losses([int(os.environ["RANK"])]).__enter__()
+    _STAYS.enter_context(poisoned_losses([int(os.environ["RANK"])]))
 
 
 TRAPS: dict[str, Callable[[], None]] = {

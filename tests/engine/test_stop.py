@@ -20,8 +20,8 @@ from spark_seg.engine.stop import StopRequest, TrainingInterrupted
 
 OPTIONS: dict[str, Any] = {
     **tiny.SMALL_MODEL,
-    "epochs": 12,
-    "val_every": 6,
+    "epochs": 6,  # 4 steps each
+    "val_every": 3,
     "precision": "fp32",
     "ema_decay": 0.9,
     "num_workers": 1,
@@ -96,7 +96,7 @@ def wait_for_steps(run: Group, folder: Path, count: int) -> None:
 @pytest.mark.timeout(900)
 def test_a_signal_to_one_of_two(template: Template, tmp_path: Path) -> None:
     """SIGUSR1, then SIGTERM to one process alone: both save and end with 75; at last the run is as undisturbed."""
-    tree = tiny.make_tree(tmp_path / "tree", train=4, val=1, size=64)
+    tree = tiny.make_tree(tmp_path / "tree", train=8, val=1, size=64)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
 
     def arguments(folder: Path) -> list[str]:
