@@ -76,9 +76,12 @@ def call(
         _fail(_message(e), 2)
     except KeyboardInterrupt as e:
         code = getattr(e, "code", 130)
-        if getattr(e, "quiet", False):
-            raise SystemExit(code) from None
-        _fail(str(e) or "interrupted", code)
+        if not getattr(e, "quiet", False):
+            _tell(str(e) or "interrupted")
+        if getattr(e, "at_once", False):  # everything is saved and closed
+            sys.stdout.flush()
+            os._exit(code)
+        raise SystemExit(code) from None
     except BrokenPipeError:
         # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -124,8 +127,12 @@ def _message(error: UserError) -> str:
     return text
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _tell(message: str) -> None:
     sys.stdout.flush()
     print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    _tell(message)
     # DataLoader workers and process groups must not delay or garble the end.
     sys.exit(code)

@@ -23,11 +23,13 @@ class TrainingInterrupted(KeyboardInterrupt):
     Attributes:
         code: The process's exit code: 130 after Ctrl-C, else `GO_ON`.
         quiet: Whether another process tells it.
+        at_once: Whether the process should end without taking itself apart, which can take seconds: a task of Slurm
+            among others, of which those that are left are killed soon after the first one has ended.
     """
 
-    def __init__(self, message: str, code: int, quiet: bool = False) -> None:
+    def __init__(self, message: str, code: int, quiet: bool = False, at_once: bool = False) -> None:
         super().__init__(message)
-        self.code, self.quiet = code, quiet
+        self.code, self.quiet, self.at_once = code, quiet, at_once
 
 
 class StopRequest:
@@ -94,7 +96,9 @@ class StopRequest:
         """
         self._leaving = True
         code = 128 + number if number == signal.SIGINT else GO_ON
-        raise TrainingInterrupted(f"interrupted at {where}", code, quiet=not is_first())
+        raise TrainingInterrupted(
+            f"interrupted at {where}", code, quiet=not is_first(), at_once=_one_of_many_tasks()
+        )
 
     def wait_for_all(self) -> None:
         """Where the training leaves, waits for all processes: the last thing to do before the process ends.

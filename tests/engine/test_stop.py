@@ -61,6 +61,7 @@ def test_on_its_way_out(
         leave()
     request.wait_for_all()
     assert caught.value.code == code
+    assert caught.value.at_once == (tasks > 1)
     for late in (signal.SIGTERM, signal.SIGUSR1):
         assert signal.getsignal(late) == (signal.SIG_IGN if tasks > 1 else former[late])
     assert signal.getsignal(signal.SIGINT) is former[signal.SIGINT]

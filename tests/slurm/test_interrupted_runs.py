@@ -111,11 +111,12 @@ def test_a_time_limit_shorter_than_the_training(
     (clone / "tools" / "train.py").write_text(PACED)
     (clone / "spark_seg").symlink_to(ROOT / "spark_seg")
     run = tmp_path / "run"
-    job = submit_long(slurm, tree, run, "--time=60", "--signal=B:USR1@30", clone=clone)
+    job = submit_long(slurm, tree, run, "--time=60", "--signal=B:USR1@60", clone=clone)
     # How long a start takes is up to the machine: the limit follows when the training is under way.
     until(lambda: steps(run) >= 5, 300, "5 steps", lambda: slurm.output(job))
-    slurm.limit(job, slurm.minutes(job) + 2)  # Slurm looks every half minute
-    slurm.wait_output(job, "asking Slurm to start")
+    # Slurm looks every half minute: the warning comes in half a minute to two
+    slurm.limit(job, slurm.minutes(job) + 3)
+    slurm.wait_output(job, "asking Slurm to start", timeout=400)
     assert f"saved; asking Slurm to start job {job} again" in slurm.output(job)
     reached = steps(run)
     assert 5 <= reached < STEPS, "in the middle"
