@@ -151,8 +151,13 @@ def test_warned_then_started_again(slurm: Cluster, clone: Path, tmp_path: Path) 
 
 def test_the_time_limit_itself(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
     """A limit shorter than the work: Slurm warns, the tasks save, the job goes on in a second start."""
-    job = submit(slurm, clone, tmp_path, "--time=1", "--signal=B:USR1@30")
-    slurm.wait_restart(job, timeout=240)
+    job = submit(slurm, clone, tmp_path, "--time=60", "--signal=B:USR1@30")
+    slurm.wait_output(job, "up [", 2)
+    slurm.limit(job, slurm.minutes(job) + 2)
+    slurm.wait_output(job, "asking Slurm to start", timeout=300)
+    until(lambda: slurm.state(job) == "PENDING", 120, "the job queued again", slurm.logs)
+    slurm.limit(job, 60)
+    slurm.wait_restart(job)
     output = slurm.completed(job)
     assert (tmp_path / "signals").read_text().count("SIGUSR1") == 2
     assert output.count("--resume']") == 2
