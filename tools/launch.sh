@@ -94,7 +94,7 @@ run_slurm() {
     "$@" &
     task=$!
     # Slurm's warning before the time limit reaches this shell alone (--signal=B:): srun passes USR1 on to the tasks.
-    trap 'kill -USR1 $task 2>/dev/null' USR1
+    trap 'warned=1; kill -USR1 $task 2>/dev/null' USR1
     # TERM would make srun kill them; this way it reaches them as what it is.
     trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
     # A trap ends `wait` too, with srun still there: wait until it is not. bash keeps the code for the last `wait`.
@@ -102,10 +102,27 @@ run_slurm() {
         wait "$task" || true
     done
     wait "$task" || code=$?
+    trap - TERM
+    trap '' USR1
+    # A task that had not begun to listen, or was too slow, is killed at the warning or when the first one has left.
+    case "$warned:$code" in
+    1:137 | 1:138 | 1:143) code=75 ;;
+    esac
     # 75: everything is saved, and there is more to do.
     if [ "$code" = 75 ]; then
-        echo "saved; asking Slurm to start job $SLURM_JOB_ID again"
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until Slurm ends this script
+        start_again
     fi
     exit "$code"
+}
+
+# Asks Slurm to queue this job again, and waits to be ended. Only one that runs, or whose time was up: one that somebody
+# has cancelled stays so, and one that is queued again already (a lost node, an order to requeue) is not queued twice.
+start_again() {
+    case "$(scontrol show job --oneliner "$SLURM_JOB_ID" || true)" in
+    *" JobState=RUNNING "* | *" Reason=TimeLimit "*)
+        echo "saved; asking Slurm to start job $SLURM_JOB_ID again"
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until Slurm ends this script
+        ;;
+    *) echo "saved; job $SLURM_JOB_ID was cancelled or is queued again already" ;;
+    esac
 }

@@ -76,7 +76,13 @@ def call(
             raise SystemExit(2) from None
         _fail(_message(e), 2)
     except KeyboardInterrupt as e:
-        _fail(str(e) or "interrupted", getattr(e, "code", 130))
+        code = getattr(e, "code", 130)
+        if not getattr(e, "quiet", False):
+            _tell(str(e) or "interrupted")
+        if getattr(e, "at_once", False):  # everything is saved and closed
+            sys.stdout.flush()
+            os._exit(code)
+        raise SystemExit(code) from None
     except BrokenPipeError:
         # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,8 +128,12 @@ def _message(error: UserError) -> str:
     return text
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _tell(message: str) -> None:
     sys.stdout.flush()
     print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    _tell(message)
     # DataLoader workers and process groups must not delay or garble the end.
     sys.exit(code)

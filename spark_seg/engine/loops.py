@@ -6,6 +6,8 @@ picture). Here the head's logits go to the picture's size by one bilinear resize
 thread count.
 """
 
+import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +58,10 @@ class SparkTrainLoop(EpochBasedTrainLoop):
         val_interval: Epochs between two validations.
         accumulate: Micro batches in an optimizer step (gradient accumulation).
         val_begin: The first epoch that may be validated.
+
+    Attributes:
+        waited: Seconds that this process has waited for data. (mmengine's timer counts what hooks do after a step, such
+            as saving, as the next one's waiting.)
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class SparkTrainLoop(EpochBasedTrainLoop):
         self._max_iters = self._max_epochs * len(self.dataloader)
         self._start = 0
         self._validate_first = False
+        self.waited = 0.0
 
     @property
     def global_batch(self) -> int:
@@ -119,6 +126,11 @@ class SparkTrainLoop(EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Trains to the last epoch."""
+        accumulated = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
+        self.runner.logger.info(
+            f"effective batch {self.global_batch} ({self.dataloader.batch_size}{accumulated} x "
+            f"{self.runner.world_size} process(es)), {len(self.dataloader)} steps an epoch, {self._max_iters} in all"
+        )
         self.runner.call_hook("before_train")
         if self._validate_first:
             self._validate()
@@ -148,7 +160,13 @@ class SparkTrainLoop(EpochBasedTrainLoop):
         self.runner.model.train()
         start, self._start = self._start, 0
         self.dataloader.sampler.start = start * self.accumulate * int(self.dataloader.batch_size)
-        for index, batches in enumerate(self.dataloader, start):
+        source = iter(self.dataloader)
+        for index in itertools.count(start):
+            begun = time.monotonic()
+            batches = next(source, None)
+            self.waited += time.monotonic() - begun
+            if batches is None:
+                break
             self.run_iter(index, batches)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1

@@ -62,6 +62,7 @@ class SparkRunner(FlexibleRunner):
                 for hook in self.hooks:
                     if hasattr(hook, "end"):
                         hook.end(status)
+                self.stop.wait_for_all()
 
     def test(self) -> dict:
         """Predicts."""

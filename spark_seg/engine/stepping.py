@@ -181,10 +181,10 @@ class StepGuard:
         return self._in_a_row > 0
 
     def check(self, samples: Sequence[str]) -> None:
-        """Raises when too many steps in a row were skipped.
+        """Raises when too many steps in a row were skipped, on all processes at once.
 
         Args:
-            samples: Ids of the samples in the last batch, for the message.
+            samples: Ids of the samples in this process's last batch, for the message, which names those of all.
 
         Raises:
             NotFiniteError: The limit is reached.
@@ -194,9 +194,18 @@ class StepGuard:
             batch = self._samples[0] if self._told_late and self._samples[0] else samples
             raise NotFiniteError(
                 f"{self._in_a_row} steps in a row had a loss or gradient that is not finite; the last batch "
-                f"held {', '.join(batch)}: look at these frames, lower the learning rate, or use "
+                f"held {', '.join(_of_all(batch))}: look at these frames, lower the learning rate, or use "
                 "precision=fp32"
             )
+
+
+def _of_all(samples: Sequence[str]) -> list[str]:
+    """The samples of every process, by rank; every process must call it."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return list(samples)
+    told: list[Sequence[str]] = [()] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, list(samples))
+    return [name for names in told for name in names]
 
 
 def gates_itself(optimizer: torch.optim.Optimizer) -> bool:

@@ -10,9 +10,11 @@ from typing import NoReturn
 
 import torch
 
-from spark_seg.engine.launch import GO_ON
+from spark_seg.engine.launch import GO_ON, is_first, this_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# What Slurm sends to tasks that are on their way out already.
+_LATE = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -20,11 +22,14 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     Attributes:
         code: The process's exit code: 130 after Ctrl-C, else `GO_ON`.
+        quiet: Whether another process tells it.
+        at_once: Whether the process should end without taking itself apart, which can take seconds: a task of Slurm
+            among others, of which those that are left are killed soon after the first one has ended.
     """
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, quiet: bool = False, at_once: bool = False) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.quiet, self.at_once = code, quiet, at_once
 
 
 class StopRequest:
@@ -37,11 +42,17 @@ class StopRequest:
     def __init__(self, logger: logging.Logger) -> None:
         self.logger = logger
         self.number = 0
+        self._leaving = False
         self._group: torch.distributed.ProcessGroup | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catches the signals within the block; only the main thread can."""
+        """Catches the signals within the block; only the main thread can.
+
+        Of a training that leaves, as one of several tasks of Slurm, the rest of the process hears no SIGTERM and no
+        SIGUSR1: srun ends all tasks when the first one has left, and a task that this kills would hide the exit code
+        that asks for another start.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -49,12 +60,15 @@ class StopRequest:
         try:
             yield
         finally:
+            deaf = self._leaving and _one_of_many_tasks()
             for number, handler in former.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if deaf and number in _LATE else handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.number == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._leaving:
+            return
         self.number = number
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         self.logger.warning(
@@ -80,7 +94,21 @@ class StopRequest:
         Raises:
             TrainingInterrupted: Always.
         """
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # srun ends all tasks when the first one leaves
+        self._leaving = True
         code = 128 + number if number == signal.SIGINT else GO_ON
-        raise TrainingInterrupted(f"interrupted at {where}", code)
+        raise TrainingInterrupted(
+            f"interrupted at {where}", code, quiet=not is_first(), at_once=_one_of_many_tasks()
+        )
+
+    def wait_for_all(self) -> None:
+        """Where the training leaves, waits for all processes: the last thing to do before the process ends.
+
+        When one task has left, srun gives the others no more than Slurm's KillWait.
+        """
+        if self._leaving and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+
+def _one_of_many_tasks() -> bool:
+    process = this_process()
+    return process.launcher == "slurm" and process.world_size > 1

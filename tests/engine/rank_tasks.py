@@ -4,8 +4,8 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -87,6 +87,7 @@ def train_once(
     die_at: int | None = None,
     fixed_norms: bool = False,
     save_start: str | None = None,
+    poisoned: Mapping[str, list[int]] | None = None,
 ) -> None:
     """One training.
 
@@ -98,6 +99,7 @@ def train_once(
         die_at: The step in which it dies; None to the end.
         fixed_norms: Whether the batch norms' statistics stay.
         save_start: Where the state is saved in which it begins.
+        poisoned: `ranks` whose loss is not finite, and in which `steps`, counted from 1.
     """
     from spark_seg.engine.train import train
 
@@ -106,13 +108,32 @@ def train_once(
     hooks += [SaveAtStart(Path(save_start))] if save_start is not None else []
     # a picture of the curves takes longer than these trainings
     curves = mock.patch("spark_seg.engine.hooks.run_record.draw_curves")
-    with with_hooks(*hooks), curves:
+    with with_hooks(*hooks), curves, poisoned_losses(**(poisoned or {})):
         try:
             train(tiny.tiny_config(Path(tree), Path(folder), **options), resume=resume)
         except Killed:
             assert die_at is not None
         else:
             assert die_at is None, "it was to die"
+
+
+@contextmanager
+def poisoned_losses(
+    ranks: Sequence[int] = (), steps: Sequence[int] | None = None
+) -> Iterator[None]:
+    """In the block the losses of these processes are not finite; in all steps, or in some."""
+    from mmseg.models.segmentors import EncoderDecoder
+
+    real, calls = EncoderDecoder.parse_losses, []
+
+    def poisoned(self: Any, losses: Any) -> Any:
+        loss, logs = real(self, losses)
+        calls.append(1)
+        here = int(os.environ.get("RANK", 0)) in ranks and (steps is None or len(calls) in steps)
+        return (loss * float("nan") if here else loss), logs
+
+    with mock.patch.object(EncoderDecoder, "parse_losses", poisoned):
+        yield
 
 
 def trainings(jobs: list[dict[str, Any]]) -> None:
@@ -201,4 +222,16 @@ def _no_prediction() -> None:
     SubmissionWriter.add = add  # type: ignore[method-assign]
 
 
-TRAPS: dict[str, Callable[[], None]] = {"disk": _full_disk, "prediction": _no_prediction}
+_STAYS = ExitStack()  # until the process ends
+
+
+def _no_finite_loss() -> None:
+    """This process's losses are not finite."""
+    _STAYS.enter_context(poisoned_losses([int(os.environ["RANK"])]))
+
+
+TRAPS: dict[str, Callable[[], None]] = {
+    "disk": _full_disk,
+    "prediction": _no_prediction,
+    "loss": _no_finite_loss,
+}

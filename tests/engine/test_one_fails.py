@@ -78,6 +78,18 @@ def test_checkpoint_cannot_be_written(template: Template, tree: Path, tmp_path: 
     assert not last.with_name("last.tmp").exists()
 
 
+def test_no_loss_of_one_is_finite(template: Template, tree: Path, tmp_path: Path) -> None:
+    """Both stop after as many steps, and the line names the frames of both."""
+    options = {**OPTIONS, "max_skipped": 2}
+    arguments = [CONFIG, "--work-dir", str(tmp_path), *tiny.command_options(tree, options)]
+    group = template.start("rank_tasks:failing", ["loss", 1, "train", arguments])
+    assert all(code > 0 for code in group.wait(240)), group.output()
+    told = next(line for line in group.text(0).splitlines() if line.startswith("error: "))
+    assert "2 steps in a row had a loss or gradient that is not finite" in told
+    assert told.count("/image_") == 4, "two frames on each"
+    assert not (tmp_path / "checkpoints" / "last").exists()
+
+
 def infer_arguments(tree: Path, trained: Path, out: Path) -> list[str]:
     model = trained / "checkpoints" / "best.safetensors"
     return [CONFIG, str(model), "--out", str(out), *tiny.command_options(tree, tiny.SMALL_MODEL)]

@@ -1,5 +1,6 @@
 """Trainings over two processes: exact when taken up, the same under every ZeRO stage and number of processes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,44 @@ def test_two_processes_taken_up_are_exact(template: Template, tree: Path, tmp_pa
         killed = tmp_path / f"killed{stage}"
         same(killed, tmp_path / f"whole{stage}")
         assert {"rng_00000.safetensors", "rng_00001.safetensors"} <= states(killed).keys()
+        scores_again(tree, killed / "checkpoints")
+
+
+def scores_again(tree: Path, checkpoints: Path) -> None:
+    """Asserts that the best checkpoint in each form, evaluated in one process, has the score that it was saved with."""
+    from spark_seg.evaluation.run import evaluate
+
+    best = json.loads((checkpoints / "best.json").read_text())
+    cfg = tiny.tiny_config(tree, checkpoints.parent, **BASE)
+    for form in ("best.safetensors", "best.pth", "best"):
+        out = checkpoints.parent / "again" / form
+        found = evaluate(cfg, checkpoints / form, out=out, strategy="single", resamples=0)
+        assert found.metrics["mIoU"] == best["mIoU"], f"{checkpoints}: {form}"
+
+
+def test_a_loss_that_is_not_finite_on_one_process(
+    template: Template, tree: Path, tmp_path: Path
+) -> None:
+    """The step is skipped on all: the end is as if every process's loss had been such a one, to the bit."""
+    jobs = []
+    for stage in STAGES:
+        options = {**BASE, "epochs": 2, "zero_stage": stage, "val_every": 9}
+        for name, ranks in (("one", [1]), ("both", [0, 1]), ("none", [])):
+            folder = str(tmp_path / f"{name}{stage}")
+            poisoned = {"ranks": ranks, "steps": [2]}
+            jobs.append({"folder": folder, "options": options, "poisoned": poisoned})
+    train(template, 2, tree, jobs)
+    for stage in STAGES:
+        one, both, none = (tmp_path / f"{name}{stage}" for name in ("one", "both", "none"))
+        for name, tensors in states(both).items():
+            for key, value in states(one)[name].items():
+                assert torch.equal(value, tensors[key]), f"stage {stage}, {name}: {key}"
+                assert torch.isfinite(value).all()
+        weights = states(one)["weights.safetensors"]
+        assert farthest(weights, states(none)["weights.safetensors"]) > 1e-6, "it made a difference"
+        for run, skipped in ((one, 1), (both, 1), (none, 0)):
+            assert [row["skipped"] for row in lines(run) if row["mode"] == "train"][-1] == skipped
+            assert read_state(run / "checkpoints" / "last")["skipped"] == skipped
 
 
 def near(a: Path, b: Path, tolerance: float) -> None:
@@ -184,12 +223,25 @@ def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def test_every_stage_is_plain_ddp(template: Template, tree: Path, tmp_path: Path) -> None:
-    """20 SGD steps, stages 0 to 3 in one and two processes: the weights of torch's own DistributedDataParallel."""
+    """20 SGD steps, stages 0 to 3 in one and two processes: the weights of torch's own DistributedDataParallel.
+
+    Also where the same batch comes in two halves (`accumulate`).
+    """
     start = everywhere(template, tree, tmp_path, SGD, steps=20)
+    in_halves = {**SGD, "batch_size": 1, "accumulate": 2}
+    jobs = [
+        {
+            "folder": str(tmp_path / f"halves_{stage}"),
+            "options": {**in_halves, "zero_stage": stage},
+            "fixed_norms": True,
+        }
+        for stage in STAGES
+    ]
+    train(template, 2, tree, jobs)
     plain = load_file(tmp_path / "plain" / "weights.safetensors")
     largest = max(float(v.abs().max()) for v in plain.values() if v.is_floating_point())
     assert farthest(start, plain) > 1e-2 * largest, "it did train"
-    for world in (1, 2):
+    for world in (1, 2, "halves"):
         for stage in STAGES:
             run = tmp_path / f"{world}_{stage}"
             assert read_state(run / "checkpoints" / "last")["iter"] == 20

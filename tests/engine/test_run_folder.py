@@ -19,6 +19,7 @@ import yaml
 
 from spark_seg.config import load_config
 from spark_seg.engine.checkpoints import load_state_dict
+from spark_seg.engine.curves import read_metrics
 from spark_seg.engine.train import set_aside, train
 from spark_seg.errors import UserError
 
@@ -153,6 +154,37 @@ def test_metrics_file(run: Run) -> None:
         (e, e * STEPS) for e in range(1, EPOCHS + 1)
     ]
     assert all(0 <= r["mIoU/foreground"] <= 1 for r in scores)
+
+
+@pytest.mark.parametrize("slow", ["data", "hook"])
+def test_what_is_called_waiting_for_data(
+    slow: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow loader is, and a slow hook between two steps (saving, say) is not."""
+    from spark_seg.datasets.spark import SparkDataset
+    from spark_seg.engine.hooks.checkpoint import BestAndLastHook
+
+    owner, name = (
+        (SparkDataset, "__getitem__") if slow == "data" else (BestAndLastHook, "after_train_iter")
+    )
+    real = getattr(owner, name)
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(0.4)
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, slowly)
+    train(tiny.tiny_config(tree, tmp_path, epochs=1, val_every=9, **tiny_model()), "single")
+    rows = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["mode"] == "train"][1:]
+    assert len(rows) == STEPS - 1
+    for row in rows:
+        assert row["time"] > 0.4
+        assert (row["data_time"] > 0.4) == (slow == "data")
+        assert row["data_share"] == pytest.approx(row["data_time"] / row["time"])
+
+
+def tiny_model() -> dict[str, Any]:
+    return {key.replace(".", "__"): value for key, value in tiny.SMALL_MODEL.items()}
 
 
 def test_logged_rate_is_the_schedule(run: Run) -> None:

@@ -297,14 +297,14 @@ class Cluster:
         )
         return self.state(job)
 
-    def wait_output(self, job: int, text: str, timeout: float = 180) -> None:
-        """Waits until the job has written `text`."""
+    def wait_output(self, job: int, text: str, count: int = 1, timeout: float = 180) -> None:
+        """Waits until the job has written `text`, `count` times."""
 
         def there() -> bool:
-            return text in self.output(job) or self.state(job) in FINAL
+            return self.output(job).count(text) >= count or self.state(job) in FINAL
 
-        until(there, timeout, f"{text!r} from job {job}", lambda: self.output(job))
-        assert text in self.output(job), self.output(job)
+        until(there, timeout, f"{count} x {text!r} from job {job}", lambda: self.output(job))
+        assert self.output(job).count(text) >= count, self.output(job)
 
     def completed(self, job: int, timeout: float = 300) -> str:
         """Waits for the job to end well; its output."""
@@ -323,6 +323,16 @@ class Cluster:
     def requeue(self, job: int) -> None:
         """`scontrol requeue`."""
         self.run("scontrol", "requeue", str(job))
+
+    def limit(self, job: int, minutes: int) -> None:
+        """Another time limit."""
+        self.run("scontrol", "update", f"job={job}", f"TimeLimit={minutes}")
+
+    def minutes(self, job: int) -> int:
+        """How many whole minutes a job has run."""
+        days, _, clock = self.show(job)["RunTime"].rpartition("-")
+        hours, minutes, _ = clock.split(":")
+        return (int(days or 0) * 24 + int(hours)) * 60 + int(minutes)
 
     def restarts(self, job: int) -> int:
         """How often the job was started again."""

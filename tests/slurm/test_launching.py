@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, until
 
 from spark_seg.engine.launch import slurm_port
 
@@ -103,7 +103,7 @@ def save(number, frame):
     with open("signals", "a") as file:
         file.write(f"{os.environ['SLURM_PROCID']} {signal.Signals(number).name}\\n")
     time.sleep(1)
-    sys.exit(75 if number == signal.SIGUSR1 else 3)
+    sys.exit(75 if number == signal.SIGUSR1 else int(os.environ.get("TERM_CODE", 3)))
 signal.signal(signal.SIGUSR1, save)
 signal.signal(signal.SIGTERM, save)
 print("up", sys.argv[1:], flush=True)
@@ -137,7 +137,7 @@ def submit(slurm: Cluster, clone: Path, cwd: Path, *options: str, **env: str) ->
 def test_warned_then_started_again(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
     """USR1 to the batch script reaches every task; code 75 requeues; the next start resumes. One log has both."""
     job = submit(slurm, clone, tmp_path, EPOCHS="7")
-    slurm.wait_output(job, "up")
+    slurm.wait_output(job, "up [", 2)
     slurm.warn(job)
     slurm.wait_restart(job)
     output = slurm.completed(job)
@@ -151,8 +151,13 @@ def test_warned_then_started_again(slurm: Cluster, clone: Path, tmp_path: Path) 
 
 def test_the_time_limit_itself(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
     """A limit shorter than the work: Slurm warns, the tasks save, the job goes on in a second start."""
-    job = submit(slurm, clone, tmp_path, "--time=1", "--signal=B:USR1@30")
-    slurm.wait_restart(job, timeout=240)
+    job = submit(slurm, clone, tmp_path, "--time=60", "--signal=B:USR1@30")
+    slurm.wait_output(job, "up [", 2)
+    slurm.limit(job, slurm.minutes(job) + 2)
+    slurm.wait_output(job, "asking Slurm to start", timeout=300)
+    until(lambda: slurm.state(job) == "PENDING", 120, "the job queued again", slurm.logs)
+    slurm.limit(job, 60)
+    slurm.wait_restart(job)
     output = slurm.completed(job)
     assert (tmp_path / "signals").read_text().count("SIGUSR1") == 2
     assert output.count("--resume']") == 2
@@ -161,17 +166,41 @@ def test_the_time_limit_itself(slurm: Cluster, clone: Path, tmp_path: Path) -> N
 def test_a_termination_reaches_the_tasks(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
     """SIGTERM to the batch script; the tasks' own code is the job's."""
     job = submit(slurm, clone, tmp_path)
-    slurm.wait_output(job, "up")
+    slurm.wait_output(job, "up [", 2)
     slurm.warn(job, signal.SIGTERM)
     assert slurm.wait(job) == "FAILED"
     assert (tmp_path / "signals").read_text().count("SIGTERM") == 2
     assert slurm.show(job)["ExitCode"] == "3:0"
 
 
+def test_a_cancelled_job_stays_so(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
+    """`scancel`: the tasks save and end with 75, and nobody asks for another start."""
+    job = submit(slurm, clone, tmp_path, TERM_CODE="75")
+    slurm.wait_output(job, "up [", 2)
+    slurm.cancel(job)
+    assert slurm.wait(job) == "CANCELLED"
+    assert (tmp_path / "signals").read_text().count("SIGTERM") == 2
+    assert f"saved; job {job} was cancelled" in slurm.output(job)
+    assert slurm.restarts(job) == 0
+
+
+def test_a_task_that_does_not_listen(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
+    """Warned while it starts, a task is killed by the warning; the job goes on all the same."""
+    (clone / "tools" / "train.py").write_text(
+        STAND_IN.replace("signal.signal", 'os.environ["SLURM_PROCID"] == "1" or signal.signal')
+    )
+    job = submit(slurm, clone, tmp_path)
+    slurm.wait_output(job, "up [", 2)
+    slurm.warn(job)
+    slurm.wait_restart(job)
+    assert "start 2" in slurm.completed(job)
+    assert slurm.restarts(job) == 1
+
+
 def test_a_killed_node_restarts_the_job(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
     """--requeue: Slurm itself starts the job again when a node has failed."""
     job = submit(slurm, clone, tmp_path)
-    slurm.wait_output(job, "up")
+    slurm.wait_output(job, "up [", 2)
     try:
         slurm.kill_node("n2")
         until_requeued(slurm, job)
@@ -183,11 +212,9 @@ def test_a_killed_node_restarts_the_job(slurm: Cluster, clone: Path, tmp_path: P
 
 
 def until_requeued(slurm: Cluster, job: int) -> None:
-    from cluster import until
-
     until(
         lambda: slurm.state(job) != "RUNNING",
-        120,
+        300,
         "the job off its lost node",
         lambda: f"{slurm.show(job)}\n{slurm.logs()}",
     )
@@ -196,9 +223,10 @@ def until_requeued(slurm: Cluster, job: int) -> None:
 def test_a_killed_task_ends_the_job(slurm: Cluster, clone: Path, tmp_path: Path) -> None:
     """The others do not wait for it, and the job's code tells."""
     job = submit(slurm, clone, tmp_path)
-    slurm.wait_output(job, "up")
+    slurm.wait_output(job, "up [", 2)
     slurm.kill_task(job, 1)
-    assert slurm.wait(job, timeout=60) == "FAILED"
+    assert slurm.wait(job, timeout=120) == "FAILED"
+    assert "asking Slurm" not in slurm.output(job)
 
 
 def test_site_file_and_gpu_check(slurm: Cluster, clone: Path, tmp_path: Path) -> None:

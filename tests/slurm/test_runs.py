@@ -29,19 +29,32 @@ def submit(slurm: Cluster, command: str, *args: str, cwd: Path, nodes: int = 2, 
 
 @pytest.fixture(scope="module")
 def trained(slurm: Cluster, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a training on two nodes, one task each, whose size and epochs came from variables."""
+    """The run folder of a training on two nodes, one task each, whose config and numbers came from variables."""
     folder = tmp_path_factory.mktemp("runs")
-    options = [o for o in command_options(tree) if not o.startswith(("image_size", "epochs"))]
+    variables = ("data_root=", "image_size=", "batch_size=", "epochs=", "lr=")
+    options = [o for o in command_options(tree) if not o.startswith(variables)]
     job = submit(
         slurm,
         "train",
         *("--work-dir", str(folder / "run"), *options),
         cwd=folder,
+        SPARK_DATA_ROOT=str(tree),
         SEGFORMER_VARIANT="b0",
         IMAGE_SIZE="64",
+        BATCH_SIZE="2",
         EPOCHS="2",
+        LR="0.002",
     )
     output = slurm.completed(job, timeout=900)
+    config = json.loads((folder / "run" / "training_params.json").read_text())["config"]
+    assert [config[key] for key in ("variant", "image_size", "batch_size", "epochs", "lr")] == [
+        "b0",
+        64,
+        2,
+        2,
+        0.002,
+    ]
+    assert "effective batch 4 (2 x 2 process(es)), 2 steps an epoch, 4 in all" in output
     assert output.count("epoch 2/2, step 2/2") == 1, output  # 8 frames, 2 nodes, 2 each; one speaks
     return folder / "run"
 

@@ -44,6 +44,10 @@ class RunRecordHook(Hook):
         self.log_every, self.curves_every = log_every, curves_every
         self._drawn = 0.0
         self._since = 0
+        self._made, self._waited = (
+            0,
+            0.0,
+        )  # in this process: steps since the last line; the wait until it
         self._taken_up: dict[str, Any] | None = None
 
     def state(self, runner: Any) -> dict[str, Any]:
@@ -95,6 +99,7 @@ class RunRecordHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, **_: Any) -> None:
         self._since += 1
+        self._made += 1
         finished = runner.iter + 1
         if finished % self.log_every and finished != runner.max_iters:
             return
@@ -120,10 +125,12 @@ class RunRecordHook(Hook):
                 values["grad_norm"] = sum(made) / len(made)
         values["lr"] = float(scalars["train/lr"].current())
         values["skipped"] = runner.strategy.guard.skipped
-        share = 0.0
+        share, loop = 0.0, runner.train_loop
+        values["data_time"] = (loop.waited - self._waited) / self._made
+        self._made, self._waited = 0, loop.waited
         if values.get("time"):
-            values["images_per_second"] = runner.train_loop.global_batch / values["time"]
-            share = values.get("data_time", 0.0) / values["time"]
+            values["images_per_second"] = loop.global_batch / values["time"]
+            share = values["data_time"] / values["time"]
         values["data_share"], values["peak_memory_gib"] = _most(runner, share, peak_memory_gib())
         done = finished - self._first
         spent = time.monotonic() - self._begun
