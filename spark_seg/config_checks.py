@@ -122,6 +122,7 @@ RECIPE: dict[str, _Check] = {
         )
     ),
     "tta": _ANY,
+    "roi": ("a group of keys, or None", lambda v: v is None or isinstance(v, dict)),
     "data_root": _or_none(_TEXT),
     "test_images": _or_none(_TEXT),
     "subset": _ANY,  # the dataset judges these two, which knows the frames

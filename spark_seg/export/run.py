@@ -45,6 +45,7 @@ def build_graph(cfg: "Config", checkpoint: str | Path, trust: bool) -> Graph:
 
     from spark_seg.engine.checkpoints import apply_state_dict, load_state_dict
 
+    _require_one_pass(cfg)
     model = MODELS.build(cfg.model)
     apply_state_dict(model, load_state_dict(checkpoint, trust), checkpoint)
     return Graph(model)
@@ -81,6 +82,14 @@ def export(
     record = {"image_size": size, "checkpoint": str(checkpoint), "checks": rows}
     write_bytes(out / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     return rows
+
+
+def _require_one_pass(cfg: "Config") -> None:
+    if cfg.model.get("type") == "RoiEncoderDecoder":
+        raise UserError(
+            "a segmentor in two passes is no single graph and cannot be exported: its checkpoint also fits "
+            f"segformer_{cfg.get('variant', 'b2')}_spark.py, which can (whole frames at one size)"
+        )
 
 
 def _write(
@@ -217,6 +226,7 @@ def load_segmentor(
         UserError: A combination that is not offered; a file that the folder lacks.
     """
     check_backend(backend, precision)
+    _require_one_pass(cfg)
     require(backend)
     size = int(cfg.image_size)
     if exported is not None:
