@@ -1,4 +1,4 @@
-"""SegFormer-b2 on SPARK 2024, coarse to fine: finds the craft in the shrunken frame, segments a crop of the frame's pixels.
+"""SegFormer-b2 on SPARK 2024, coarse to fine: finds the craft in the shrunken frame, segments a crop at native size.
 
     python tools/train.py configs/segformer_b2_spark_roi.py
 

@@ -231,7 +231,9 @@ def _roi(cfg: "Config", value: Any) -> None:
 
     make_rule(cfg.image_size, value)  # looked at here, used where '$roi' stands
     if cfg.model.get("type") != "RoiEncoderDecoder":
-        raise UserError("roi is for the configs in two passes: start from segformer_b2_spark_roi.py")
+        raise UserError(
+            "roi is for the configs in two passes: start from segformer_b2_spark_roi.py"
+        )
     if cfg.get("compile"):
         raise UserError(
             "compile with roi: crops come in several sizes and numbers, each of which would be compiled anew; turn "

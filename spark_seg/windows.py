@@ -127,9 +127,9 @@ def make_rule(size: int, roi: Any) -> RoiRule:
         key: options.get(key, getattr(defaults, key)) for key in _OPTIONS if key not in _SHARES
     }
     for key, value in values.items():
-        high = {"margin": 2, "least_margin": 4096, "join": 0.5}.get(key, 1)
-        if not _within(value, 0, high):
-            raise UserError(f"roi.{key}={value!r}: give a number from 0 to {high}")
+        most = {"margin": 2, "least_margin": 4096, "join": 0.5}.get(key, 1)
+        if not _within(value, 0, most):
+            raise UserError(f"roi.{key}={value!r}: give a number from 0 to {most}")
     if values["sure"] < values["threshold"]:
         raise UserError(
             f"roi.sure={values['sure']} is below roi.threshold={values['threshold']}: no place would be unsure"
@@ -197,7 +197,7 @@ def _start(length: int, side: int, middle: float) -> int:
 
 def craft_box(mask: np.ndarray) -> Box | None:
     """The box of all that is body or panel in class indices uint8 [H, W]; None without any."""
-    craft = cv2.inRange(mask, 1, 2)  # type: ignore[call-overload]  # neither background nor ignored
+    craft = cv2.inRange(mask, 1, 2)  # neither background nor ignored
     x, y, w, h = cv2.boundingRect(craft)
     return (x, y, x + w, y + h) if w else None
 

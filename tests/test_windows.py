@@ -87,7 +87,9 @@ def test_any_window_holds_its_box_and_stays_inside(size: tuple[int, int]) -> Non
         window = place_window((x0, y0, x1 + 1e-9, y1), height, width, RULE)
         assert window.size in RULE.crops
         assert window.size <= window.side
-        assert window.side == window.size or window.size == RULE.crops[-1], "only the largest shrinks"
+        assert window.side == window.size or window.size == RULE.crops[-1], (
+            "only the largest shrinks"
+        )
         assert window.side <= max(height, width, window.size)
         assert window.x <= x0
         assert x1 <= window.x + window.side

@@ -262,5 +262,7 @@ def pinned(data: dict[str, Any], device: torch.device) -> dict[str, Any]:
                 labels.data = labels.data.pin_memory()
             coarse = getattr(sample, "coarse", None)  # two passes' other picture
             if coarse is not None and not coarse.image.is_cuda:
-                coarse.image, coarse.labels = (t.pin_memory() for t in (coarse.image, coarse.labels))
+                coarse.image, coarse.labels = (
+                    t.pin_memory() for t in (coarse.image, coarse.labels)
+                )
     return data

@@ -45,7 +45,6 @@ def build_graph(cfg: "Config", checkpoint: str | Path, trust: bool) -> Graph:
 
     from spark_seg.engine.checkpoints import apply_state_dict, load_state_dict
 
-    _require_one_pass(cfg)
     model = MODELS.build(cfg.model)
     apply_state_dict(model, load_state_dict(checkpoint, trust), checkpoint)
     return Graph(model)
@@ -75,6 +74,7 @@ def export(
         A row of each format: `format`, `file`, `frames`, `logits` (max |difference| / max |value|), `labels` (share of
         pixels that change), `miou` and `change` (points of mIoU over the three classes; None without masks).
     """
+    _require_one_pass(cfg)
     out = make_folder(out)
     graph, size = build_graph(cfg, checkpoint, trust), int(cfg.image_size)
     runs = {name: _write(graph, size, out, name, cfg, calibrate) for name in formats}

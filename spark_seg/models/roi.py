@@ -1,4 +1,4 @@
-"""Coarse to fine: a segmentor that finds the craft in the shrunken frame and then looks at it in the frame's own pixels.
+"""Coarse to fine: a segmentor that finds the craft in the shrunken frame and then looks at the frame's own pixels.
 
 The first pass segments the whole frame at a small size; where it sees the craft, the second pass segments a crop of the
 frame at native resolution. Both are the same network with the same weights, whose names in a state dict are those of
@@ -100,9 +100,7 @@ class RoiEncoderDecoder(EncoderDecoder):
     ) -> list[SegDataSample]:
         """mmseg's interface: the samples with `pred_sem_seg`, uint8 labels [1, H, W] at the frame's own size."""
         if not data_samples:
-            raise ValueError(
-                "two passes need the frames: data_samples as PackRoiInputs packs them"
-            )
+            raise ValueError("two passes need the frames: data_samples as PackRoiInputs packs them")
         found, _ = self.predict_frames(self._forward, inputs, data_samples)
         for sample, labels in zip(data_samples, found, strict=True):
             sample.pred_sem_seg = PixelData(data=labels[None])
@@ -173,7 +171,9 @@ class RoiEncoderDecoder(EncoderDecoder):
             UserError: `boxes` were given and lack a sample.
         """
         if self.boxes is None:
-            return [find_place(one, *size, self.rule) for one, size in zip(craft, sizes, strict=True)]
+            return [
+                find_place(one, *size, self.rule) for one, size in zip(craft, sizes, strict=True)
+            ]
         places = []
         for sample in samples:
             name = str(sample.metainfo.get("sample_id"))
@@ -189,9 +189,7 @@ class RoiEncoderDecoder(EncoderDecoder):
         crops = ", ".join(f"{tally[k]} of {k}" for k in sorted(tally) if k.endswith(" px"))
         wholes = {k: n for k, n in sorted(tally.items()) if not k.endswith(" px")}
         whys = "".join(f", {n} {why}" for why, n in wholes.items())
-        return (
-            f"second pass: crops {crops or 'none'}; {sum(wholes.values())} whole frames{whys}"
-        )
+        return f"second pass: crops {crops or 'none'}; {sum(wholes.values())} whole frames{whys}"
 
     def _frame(self, sample: SegDataSample) -> Tensor:
         if "frame" not in sample:
@@ -219,8 +217,8 @@ class RoiEncoderDecoder(EncoderDecoder):
 def cut_planes(frame: Tensor, window: Window) -> Tensor:
     """A window of a frame uint8 [3, H, W] as uint8 [3, s, s], on its device; black beyond the frame.
 
-    As `spark_seg.datasets.transforms.roi.cut`: pixels are copied, or averaged over areas where the window is shrunk (on a
-    GPU by two matrix products, within a grey level of OpenCV's).
+    As `spark_seg.datasets.transforms.roi.cut`: pixels are copied, or averaged over areas where the window is shrunk
+    (on a GPU by two matrix products, within a grey level of OpenCV's).
     """
     height, width = frame.shape[1:]
     part = frame[(slice(None), *window.inside(height, width))]
@@ -312,7 +310,9 @@ def _read_boxes(path: str) -> dict[str, tuple[float, float, float, float] | None
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
         return {
-            str(name): None if box is None else (box[0] + 0.0, box[1] + 0.0, box[2] + 0.0, box[3] + 0.0)
+            str(name): None
+            if box is None
+            else (box[0] + 0.0, box[1] + 0.0, box[2] + 0.0, box[3] + 0.0)
             for name, box in given.items()
         }
     except FileNotFoundError:

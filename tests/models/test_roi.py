@@ -100,7 +100,11 @@ FRAMES = {
     "frame smaller than the least crop": (draw(50, 40, (10, 10, 24, 24)), "found", 64),
     "nothing": (draw(512, 512), "nothing", 128),
     "two places": (draw(512, 512, (40, 40, 60, 60), (400, 400, 60, 60)), "two places", 128),
-    "two places in a small frame": (draw(100, 90, (2, 2, 16, 16), (66, 70, 20, 20)), "two places", 128),
+    "two places in a small frame": (
+        draw(100, 90, (2, 2, 16, 16), (66, 70, 20, 20)),
+        "two places",
+        128,
+    ),
     "wide, nothing": (draw(200, 600), "nothing", 128),
 }
 
@@ -289,7 +293,7 @@ def test_shrinking_on_a_device_is_opencvs() -> None:
 
 
 def test_plain_weights_fit(model: Any) -> None:
-    """One set of weights: names and shapes are the plain segmentor's, and as one pass it computes what that computes."""
+    """One set of weights: names and shapes are the plain segmentor's, and one pass computes what that computes."""
     from mmengine.config import ConfigDict
     from mmseg.models.segmentors import EncoderDecoder
 
