@@ -66,10 +66,10 @@ class ShrinkFrame(BaseTransform):
         self.rule = make_rule(size, roi)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        frame = results["img"]
-        coarse = self.rule.coarse
+        frame, coarse = results["img"], self.rule.coarse
+        height, width = frame.shape[:2]
         results["frame"] = frame
-        results["img"] = cut(frame, whole_frame(*frame.shape[:2], coarse), 0)
+        results["img"] = cut(frame, whole_frame(height, width, coarse), 0)
         results["img_shape"] = (coarse, coarse)
         return results
 
