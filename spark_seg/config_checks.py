@@ -141,6 +141,7 @@ RECIPE: dict[str, _Check] = {
     "mosaic": _or_group(_SHARE),
     "camera_faults": _or_group(("a strength from 0 to 5", lambda v: _is_number(v) and 0 <= v <= 5)),
     "coarse_dropout": _or_group(_SHARE),
+    "roi": ("a group of keys, or None", lambda v: v is None or isinstance(v, dict)),
     "data_root": _or_none(_TEXT),
     "test_images": _or_none(_TEXT),
     "subset": _ANY,  # the dataset judges these two, which knows the frames

@@ -228,6 +228,21 @@ def _tta(cfg: "Config", value: Any) -> None:
     make_tta(value)  # looked at here, used where predictions are made
 
 
+def _roi(cfg: "Config", value: Any) -> None:
+    from spark_seg.windows import make_rule
+
+    make_rule(cfg.image_size, value)  # looked at here, used where '$roi' stands
+    if cfg.model.get("type") != "RoiEncoderDecoder":
+        raise UserError(
+            "roi is for the configs in two passes: start from segformer_b2_spark_roi.py"
+        )
+    if cfg.get("compile"):
+        raise UserError(
+            "compile with roi: crops come in several sizes and numbers, each of which would be compiled anew; turn "
+            "compile off"
+        )
+
+
 _CHOICES: dict[str, Callable[["Config", Any], None]] = {
     **AUGMENTATIONS,
     "head": _head,
@@ -242,6 +257,7 @@ _CHOICES: dict[str, Callable[["Config", Any], None]] = {
     "multi_scale": _multi_scale,
     "sampling": _sampling,
     "tta": _tta,
+    "roi": _roi,
 }
 
 

@@ -26,6 +26,7 @@ import spark_seg.datasets.transforms.loading  # noqa: E402
 import spark_seg.datasets.transforms.mixing  # noqa: E402
 import spark_seg.datasets.transforms.packing  # noqa: E402
 import spark_seg.datasets.transforms.photometric  # noqa: E402
+import spark_seg.datasets.transforms.roi  # noqa: E402
 import spark_seg.engine.hooks.checkpoint  # noqa: E402
 import spark_seg.engine.hooks.early_stopping  # noqa: E402
 import spark_seg.engine.hooks.logger  # noqa: E402
@@ -42,4 +43,5 @@ import spark_seg.evaluation.metric  # noqa: E402
 import spark_seg.models.heads  # noqa: E402
 import spark_seg.models.losses  # noqa: E402
 import spark_seg.models.losses_more  # noqa: E402
+import spark_seg.models.roi  # noqa: E402
 import spark_seg.submission.metric  # noqa: E402, F401

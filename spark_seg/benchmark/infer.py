@@ -6,6 +6,8 @@ nearest to the image's size, a threshold, `np.savez_compressed`, and all files i
 `tools/infer.py` runs, the check of the finished zip and the start of the loader's workers counted in; building the
 model is counted in neither.
 
+`--roi` races two passes (`spark_seg.models.roi`) against whole frames of 1024 px; see `spark_seg.benchmark.roi`.
+
 Without `--checkpoints` the network's weights are random but for the last layer, which is fitted to rendered frames: the
 labels are then regions with borders, as a trained network's, and not noise.
 """
@@ -47,6 +49,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints", nargs="+", metavar="FILE", help="weights, one file for each variant")
     add("--workers", type=int, help="processes that load images (default: the config's)")
     add("--threads", type=int, help="of the network (default: torch's)")
+    add(
+        "--roi",
+        choices=("known", "found"),
+        help="two passes against whole frames at 1024 px: crops of known boxes, as large as SPARK's, or of those that "
+        "--checkpoints find; --sizes is the largest crop",
+    )
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -76,7 +84,12 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
             checkpoint = args.checkpoints[index] if args.checkpoints else None
             for size in args.sizes:
                 cfg = _config(args, variant, size, tree, images)
-                rows += _race(args, cfg, checkpoint, tree, images, Path(scratch) / "out")
+                if args.roi:
+                    from spark_seg.benchmark.roi import race
+
+                    rows += race(args, cfg, checkpoint, tree, images, Path(scratch))
+                else:
+                    rows += _race(args, cfg, checkpoint, tree, images, Path(scratch) / "out")
     return rows
 
 
@@ -97,6 +110,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.checkpoints and len(args.checkpoints) != len(args.variants):
         raise UserError(
             f"--checkpoints: {len(args.checkpoints)} files for {len(args.variants)} variants, give one each"
+        )
+    if args.roi == "found" and not args.checkpoints:
+        raise UserError(
+            "--roi found: random weights find no craft: give --checkpoints, or --roi known"
         )
 
 
@@ -140,11 +157,22 @@ def _race(
     out: Path,
 ) -> list[dict[str, Any]]:
     """All ways, one pass of each in turn; the first turn warms up with fewer images."""
-    model, weights = _model(cfg, checkpoint, tree)
+    model, weights = model_of(cfg, checkpoint, tree)
     ways: dict[tuple[str, str], Any] = {("infer_fp32", STOCK): _FirstProject(cfg, model, images)}
     for precision in args.precisions:
         cfg.precision = precision
-        ways[f"infer_{precision}", f"spark_seg, PyTorch {precision}"] = _Ours(cfg, weights, images)
+        ways[f"infer_{precision}", f"spark_seg, PyTorch {precision}"] = Ours(cfg, weights, images)
+    return in_turn(args, cfg, ways, images, out)
+
+
+def in_turn(
+    args: argparse.Namespace,
+    cfg: "Config",
+    ways: dict[tuple[str, str], Any],
+    images: Sequence[str],
+    out: Path,
+) -> list[dict[str, Any]]:
+    """Rows as `main` returns them, of ways by (case, name); the first is what the others are compared with."""
     times: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in ways}
     zips = {}
     for turn in range(args.repeat + 1):
@@ -155,7 +183,7 @@ def _race(
             spent, busy, zips[key] = way.timed(folder, count)
             if turn:
                 times[key].append((1e3 * spent / count, 1e3 * busy / count))
-    stock = ("infer_fp32", STOCK)
+    stock = next(iter(ways))
     base = statistics.median(wall for wall, _ in times[stock])
     rows = []
     for (case, impl), measured in times.items():
@@ -179,7 +207,7 @@ def _race(
     return rows
 
 
-def _model(
+def model_of(
     cfg: "Config", checkpoint: str | None, tree: Path
 ) -> "tuple[nn.Module, dict[str, torch.Tensor]]":
     """mmseg's own model with the weights, and those."""
@@ -279,7 +307,7 @@ class _FirstProject:
         np.savez_compressed(folder / member_name(path), data=np.asarray(picture) > 127)
 
 
-class _Ours:
+class Ours:
     """What `spark_seg.submission.run.infer` does once the weights are read."""
 
     def __init__(

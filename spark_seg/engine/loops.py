@@ -7,6 +7,7 @@ thread count.
 """
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from spark_seg.engine.runner import untouched_random_state
 from spark_seg.errors import UserError
 from spark_seg.models.predict import labels_from_logits
+from spark_seg.models.roi import RoiEncoderDecoder
 from spark_seg.models.tta import labels_from_probabilities, mean_probabilities
 
 
@@ -199,7 +201,8 @@ def predict(runner: Any, data_batch: Any, observers: Sequence[Any] = ()) -> list
         runner: The runner that holds model and strategy.
         data_batch: `inputs` and `data_samples` as a loader of mmseg samples yields them.
         observers: Their `observe_logits(logits [B, C, h, w], samples)` sees what is gone afterwards (with test-time
-            augmentation a list of the mean probabilities' logarithms [C, H, W]).
+            augmentation a list of the mean probabilities' logarithms [C, H, W]; in two passes a list as
+            `RoiEncoderDecoder.predict_frames` returns it).
     """
     strategy = runner.strategy
     data = strategy.module.data_preprocessor(data_batch, False)
@@ -209,16 +212,20 @@ def predict(runner: Any, data_batch: Any, observers: Sequence[Any] = ()) -> list
     sizes = [sample.metainfo["ori_shape"][:2] for sample in data["data_samples"]]
     tta = getattr(runner, "tta", None)
     logits: Any
-    if tta is None:
+
+    def view(inputs: torch.Tensor) -> torch.Tensor:
+        with strategy.autocast():
+            return forward(inputs, mode="tensor")
+
+    if isinstance(strategy.module, RoiEncoderDecoder):
+        found, logits = strategy.module.predict_frames(
+            view, data["inputs"], data["data_samples"], tta, want_logits=bool(observers)
+        )
+    elif tta is None:
         with strategy.autocast():
             logits = forward(data["inputs"], data["data_samples"], mode="tensor")
         found = labels_from_logits(logits, sizes)
     else:
-
-        def view(inputs: torch.Tensor) -> torch.Tensor:
-            with strategy.autocast():
-                return forward(inputs, mode="tensor")
-
         probs = mean_probabilities(view, data["inputs"], sizes, tta)
         found = [labels_from_probabilities(p) for p in probs]
         # at full size; a softmax of these gives the mean probabilities again
@@ -267,6 +274,8 @@ class SparkValLoop(_PredictLabels, ValLoop):
                     break
             else:
                 metrics = self.evaluator.evaluate(len(self.dataloader.dataset))
+                if isinstance(runner.strategy.module, RoiEncoderDecoder):
+                    runner.logger.info(runner.strategy.module.told())
         runner.stop_if_requested(validate=True)
         runner.call_hook("after_val_epoch", metrics=metrics)
         runner.call_hook("after_val")
@@ -278,3 +287,11 @@ class SparkTestLoop(_PredictLabels, TestLoop):
     """Evaluation and inference."""
 
     stage = "test"
+
+    def run(self) -> dict:
+        """Predicts; in two passes, says on stderr what the first process' second passes were."""
+        metrics = super().run()
+        module = self.runner.strategy.module
+        if isinstance(module, RoiEncoderDecoder) and self.runner.rank == 0:
+            print(module.told(), file=sys.stderr, flush=True)
+        return metrics

@@ -269,4 +269,9 @@ def pinned(data: dict[str, Any], device: torch.device) -> dict[str, Any]:
             labels = getattr(sample, "gt_sem_seg", None)
             if labels is not None and not labels.data.is_cuda:
                 labels.data = labels.data.pin_memory()
+            coarse = getattr(sample, "coarse", None)  # two passes' other picture
+            if coarse is not None and not coarse.image.is_cuda:
+                coarse.image, coarse.labels = (
+                    t.pin_memory() for t in (coarse.image, coarse.labels)
+                )
     return data

@@ -74,6 +74,7 @@ def export(
         A row of each format: `format`, `file`, `frames`, `logits` (max |difference| / max |value|), `labels` (share of
         pixels that change), `miou` and `change` (points of mIoU over the three classes; None without masks).
     """
+    _require_one_pass(cfg)
     out = make_folder(out)
     graph, size = build_graph(cfg, checkpoint, trust), int(cfg.image_size)
     runs = {name: _write(graph, size, out, name, cfg, calibrate) for name in formats}
@@ -81,6 +82,14 @@ def export(
     record = {"image_size": size, "checkpoint": str(checkpoint), "checks": rows}
     write_bytes(out / RECORD, (json.dumps(record, indent=1) + "\n").encode())
     return rows
+
+
+def _require_one_pass(cfg: "Config") -> None:
+    if cfg.model.get("type") == "RoiEncoderDecoder":
+        raise UserError(
+            "a segmentor in two passes is no single graph and cannot be exported: its checkpoint also fits "
+            f"segformer_{cfg.get('variant', 'b2')}_spark.py, which can (whole frames at one size)"
+        )
 
 
 def _write(
@@ -217,6 +226,7 @@ def load_segmentor(
         UserError: A combination that is not offered; a file that the folder lacks.
     """
     check_backend(backend, precision)
+    _require_one_pass(cfg)
     require(backend)
     size = int(cfg.image_size)
     if exported is not None:
