@@ -313,7 +313,8 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
                 "gradient_accumulation_steps": 1,
             }
         compat.forget_deepspeed_autocast()
-        prepared = super().prepare(model, **kwargs)
+        with compat.hidden(compat.MUON):
+            prepared = super().prepare(model, **kwargs)
         self._after_prepare()
         return prepared
 

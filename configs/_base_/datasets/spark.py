@@ -11,7 +11,7 @@ num_workers = 4
 subset = None  # a fraction, or a list of ids, or a file that lists them
 sampling = None  # 'satellite' | 'small' | 'panel', a list of them, or dict(by="small", share=0.03, factor=3)
 multi_scale = None  # [384, 448, 512]: each step at one of these sizes; image_size is the largest
-cache = None  # 'labels' | 'labels+half' | 'labels+half_raw': decoded once, made on first use; see docs/data.md
+cache = "auto"  # None | 'auto' | 'labels' | 'labels+half' | 'labels+half_raw': decoded once, on first use; docs/data.md
 cache_dir = None  # None: `.spark_cache` inside the tree
 skip_bad_files = (
     False  # True: a training file that cannot be read is named and replaced, not an error
