@@ -109,13 +109,14 @@ def test_auto_makes_labels_but_not_for_a_trial_with_few_frames(spark_tree):
     assert test._cache is None
 
 
-def test_auto_goes_without_where_nothing_can_be_written(spark_tree, tmp_path, caplog):
+def test_auto_goes_without_where_nothing_can_be_written(spark_tree, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("spark_seg.datasets.spark.print_log", lambda text, *_: told.append(text))
     blocked = tmp_path / "file"
     blocked.write_text("")
     options = dict(pipeline=steps(), cache_dir=str(blocked / "cache"))
-    with caplog.at_level("WARNING"):
-        dataset = SparkDataset(str(spark_tree), "train", cache="auto", **options)
-    assert "no label cache in" in caplog.text
+    dataset = SparkDataset(str(spark_tree), "train", cache="auto", **options)
+    assert [text.split(" (")[0] for text in told] == [f"no label cache in {blocked / 'cache'}"]
     plain = SparkDataset(str(spark_tree), "train", pipeline=steps())
     np.testing.assert_array_equal(sample(dataset)["gt_seg_map"], sample(plain)["gt_seg_map"])
     with pytest.raises(UserError, match="cannot write"):
