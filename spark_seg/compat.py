@@ -11,7 +11,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -179,6 +179,41 @@ def patch_checkpointing() -> bool:
     return mit.cp is not checkpoint
 
 
+@contextlib.contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Makes `import module` an ImportError inside the block, unless it is imported already: to skip what is optional.
+
+    Two imports cost a training's start seconds for optimizers that nobody here can choose:
+
+    - `mmengine.optim` imports transformers for its Adafactor, where that is installed
+      (https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/optim/optimizer/builder.py).
+    - `deepspeed.initialize` asks whether the optimizer is Muon, whose module calls `torch.compile` as it is imported,
+      which loads all of Inductor
+      (https://github.com/deepspeedai/DeepSpeed/blob/v0.19.6/deepspeed/runtime/zero/muon/original_muon.py).
+
+    Both go on without, by an `except ImportError` of their own.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # Python's own way of saying "not to be found"
+    try:
+        yield
+    finally:
+        sys.modules.pop(module, None)
+
+
+MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
+
+
+def import_mmengine_optim() -> None:
+    """Imports `mmengine.optim`, which mmseg needs, without transformers; see `hidden`."""
+    if "mmengine.optim.optimizer.builder" not in sys.modules:
+        with hidden("transformers"):
+            importlib.import_module("mmengine.optim")
+
+
 def install() -> None:
-    """Installs what must be there before mmseg is imported. Cheap, and may be called any number of times."""
+    """Installs what must be there before mmseg is imported. May be called any number of times."""
     install_mmcv_ext_stub()
+    import_mmengine_optim()

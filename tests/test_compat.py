@@ -213,3 +213,40 @@ def test_autocast_globals_shim_is_still_needed(monkeypatch: pytest.MonkeyPatch) 
     compat.forget_deepspeed_autocast()
     assert not torch_autocast.is_autocast_initialized()
     assert torch_autocast.get_autocast_dtype() is None
+
+
+def test_optional_modules_are_hidden_only_inside() -> None:
+    with compat.hidden("wave"), pytest.raises(ImportError):
+        import wave
+    import wave
+
+    with compat.hidden("wave"):  # what is imported already stays
+        assert sys.modules["wave"] is wave
+
+
+@pytest.mark.slow
+def test_training_imports_neither_transformers_nor_inductor_at_its_start(tmp_path: Path) -> None:
+    if importlib.util.find_spec("transformers") is not None:
+        done = python("import mmengine.optim, sys; assert 'transformers' in sys.modules")
+        assert not done.returncode, (
+            "mmengine.optim is light by itself: remove import_mmengine_optim"
+        )
+    done = python(
+        "import deepspeed.runtime.zero.muon.original_muon, sys; assert 'torch._inductor.lowering' in sys.modules"
+    )
+    assert not done.returncode, "DeepSpeed's Muon is light by itself: remove the shim"
+    code = """
+import sys
+import tiny
+from pathlib import Path
+from spark_seg.cli.train import main
+root = tiny.make_tree(Path(sys.argv[1]) / "tree", train=2, val=1, test=0, size=64)
+options = ["pretrained=None", f"data_root={root}", "image_size=64", "batch_size=2", "epochs=1", "num_workers=0"]
+assert main(["segformer_b0_spark.py", "--work-dir", sys.argv[1] + "/run", "--cfg-options", *options]) == 0
+heavy = [name for name in ("transformers", "torch._inductor.lowering") if name in sys.modules]
+assert not heavy, heavy
+"""
+    tests = str(Path(__file__).parent)
+    code = f"import sys; sys.argv = ['', {str(tmp_path)!r}]; sys.path.insert(0, {tests!r})" + code
+    done = python(code)
+    assert not done.returncode, done.stderr[-3000:]

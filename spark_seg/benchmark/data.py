@@ -41,6 +41,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this benchmark's options."""
     add = parser.add_argument
     add("--data-root", metavar="DIR", help="a SPARK tree (default: frames rendered for this)")
+    add(
+        "--jpeg-kb",
+        type=float,
+        help="write the rendered frames again, at the JPEG quality whose mean size comes nearest to this",
+    )
     add("--split", default="train", help="of the tree (default: train)")
     add("--frames", type=int, default=24, help="how many frames take turns (default: 24)")
     add(
@@ -186,6 +191,10 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     if min(args.frames, args.batch, args.repeat) < 1 or min(args.sizes) < 32:
         raise UserError("--frames, --batch and --repeat want 1 or more, --sizes 32 or more")
+    if args.jpeg_kb is not None and (args.jpeg_kb <= 0 or args.data_root):
+        raise UserError(
+            "--jpeg-kb is for rendered frames, and above 0: leave it or --data-root out"
+        )
     import cv2
     import torch
 
@@ -206,7 +215,7 @@ def _one_size(args: argparse.Namespace, size: int, folder: Path) -> list[dict[st
     from spark_seg.datasets.layout import find_root, list_frames
     from spark_seg.datasets.spark import take_subset
 
-    root = find_root(args.data_root or _rendered(folder, args.frames))
+    root = find_root(args.data_root or _rendered(folder, args.frames, args.jpeg_kb))
     frames = list_frames(root, args.split)
     frames = take_subset(frames, min(args.frames, len(frames)))
     jpeg = statistics.mean(Path(frame.image).stat().st_size for frame in frames)
@@ -227,11 +236,36 @@ def _one_size(args: argparse.Namespace, size: int, folder: Path) -> list[dict[st
     ]
 
 
-def _rendered(folder: Path, frames: int) -> str:
+def _rendered(folder: Path, frames: int, kilobytes: float | None) -> str:
     from spark_seg.datasets.demo import ensure_demo_data
 
     ensure_demo_data(str(folder / "data"), images=frames, val=1, test=1)
+    if kilobytes is not None:
+        encode_anew(sorted((folder / "data" / "images").glob("*/train/*.jpg")), kilobytes)
     return str(folder / "data")
+
+
+def encode_anew(files: Sequence[Path], kilobytes: float) -> int:
+    """Writes JPEGs again at one quality, that whose mean size comes nearest to `kilobytes`; returns the quality."""
+    import cv2
+
+    pictures = [cv2.imread(str(file)) for file in files]
+
+    def encoded(quality: int) -> list[bytes]:
+        flags = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        return [cv2.imencode(".jpg", picture, flags)[1].tobytes() for picture in pictures]
+
+    def mean(quality: int) -> float:
+        return statistics.mean(map(len, encoded(quality))) / 1000
+
+    low, high = 1, 100  # sizes grow with the quality
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if mean(middle) <= kilobytes else (low, middle)
+    best = min((low, high), key=lambda quality: abs(mean(quality) - kilobytes))
+    for file, data in zip(files, encoded(best), strict=True):
+        file.write_bytes(data)
+    return best
 
 
 def _measure(

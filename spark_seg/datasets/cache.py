@@ -23,7 +23,7 @@ from spark_seg.datasets.packs import Pack, decode_runs, digest_of, key_of
 from spark_seg.errors import UserError, nearest
 
 CHOICES = ("labels", "labels+half", "labels+half_raw")
-"""What the config's `cache` may be beside None."""
+"""What the config's `cache` may be beside None and `auto`, which is `labels` where the cache can be written."""
 
 RULES = {"labels": "1", "half": "1", "half_raw": "1"}
 """Version of how each kind is made: raised when `spark_seg.labels` or the halving changes its results."""
@@ -35,16 +35,19 @@ _FOLDER = ".spark_cache"  # in the tree; names with a dot are no data to `layout
 
 
 def kinds_of(cache: str | None) -> tuple[str, ...]:
-    """`labels+half` as `("labels", "half")`; nothing for None.
+    """`labels+half` as `("labels", "half")`, `auto` as `("labels",)`; nothing for None.
 
     Raises:
         UserError: There is no such choice.
     """
     if cache is None:
         return ()
+    if cache == "auto":
+        return ("labels",)
     if cache not in CHOICES:
+        names = ("auto", *CHOICES)
         raise UserError(
-            f"cache={cache!r}: give None, {', '.join(map(repr, CHOICES))}{nearest(str(cache), CHOICES)}"
+            f"cache={cache!r}: give None, {', '.join(map(repr, names))}{nearest(str(cache), names)}"
         )
     return tuple(cache.split("+"))
 

@@ -28,6 +28,10 @@ QUALITY = 95
 """Of the JPEGs at half size."""
 
 
+class _StoppedError(Exception):
+    """Another thread failed, or the user interrupts: this one leaves its pack."""
+
+
 @dataclass
 class Built:
     """What a build did.
@@ -76,7 +80,7 @@ def build_cache(
 
         def step() -> None:
             if stop.is_set():
-                raise KeyboardInterrupt
+                raise _StoppedError
             with lock:
                 bar.update()
 
@@ -89,7 +93,7 @@ def build_cache(
 
         def make_or_leave(shard: Shard) -> Built:
             if stop.is_set():
-                raise KeyboardInterrupt
+                raise _StoppedError
             if _inode(shard.path) != started[shard.path] and is_current(shard, root, thorough):
                 with lock:
                     bar.update(len(shard.names))
@@ -105,9 +109,13 @@ def build_cache(
                     done.made += part.made
                     done.kept += part.kept
                     done.bad += part.bad
-            except BaseException:
+            except BaseException as error:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
+                if isinstance(error, _StoppedError):  # it ended before the one that stopped it
+                    for job in jobs:
+                        if not job.cancelled() and not isinstance(job.exception(), _StoppedError):
+                            job.result()
                 raise
     done.bad.sort()
     return done

@@ -50,7 +50,8 @@ class SparkDataset(BaseSegDataset):
         test_mode: As mmengine's.
         serialize_data: As mmengine's: one array shared by the workers instead of a copy for each.
         lazy_init: As mmengine's: list the frames on first use only.
-        cache: `labels` reads masks decoded once, the same labels in a hundredth of the time;
+        cache: `labels` reads masks decoded once, the same labels in a hundredth of the time; `auto` does so where the
+            cache is there or can be written, and else says once that it cannot; with a subset it makes none;
             `labels+half` and `labels+half_raw` also take pictures at half size (JPEG of quality 95, or bare) where
             the pipeline's `LoadSparkImage` may `reduce`. What is missing is made on first use, by this process
             together with any other that needs it; a file that changed since is read itself. None: none.
@@ -84,10 +85,11 @@ class SparkDataset(BaseSegDataset):
             raise UserError(f"images={images!r} goes with split='test', not with {split!r}")
         if skip_bad_files and (split != "train" or test_mode):
             raise UserError("skip_bad_files is for training: an evaluation must see every frame")
-        if cache is not None and split == "test":
+        if cache not in (None, "auto") and split == "test":
             raise UserError(f"cache={cache!r}: the test split has no masks, and is read as it is")
-        self.cache, self.cache_dir, self.skip_bad_files = cache, cache_dir, skip_bad_files
         kinds_of(cache)
+        cache = None if split == "test" else cache
+        self.cache, self.cache_dir, self.skip_bad_files = cache, cache_dir, skip_bad_files
         self._cache: FrameCache | None = None
         self._bad: BadFiles | None = None
         self._outdated = 0
@@ -142,8 +144,24 @@ class SparkDataset(BaseSegDataset):
             return None
         from spark_seg.datasets.cache_build import build_cache
 
-        shards = shards_of(frames, root, cache_folder(root, self.cache_dir), kinds)
-        build_cache(root, shards, thorough=False)
+        folder = cache_folder(root, self.cache_dir)
+        shards = shards_of(frames, root, folder, kinds)
+        if self.cache == "auto" and self.subset is not None:
+            return FrameCache(
+                root, shards
+            )  # a trial with few frames shall not wait for all of them
+        try:
+            build_cache(root, shards, thorough=False)
+        except UserError as error:
+            if self.cache != "auto":
+                raise
+            # a tree that is shared may be for reading alone; what others built of the cache is used
+            print_log(
+                f"no label cache in {folder} ({error}): masks without one are decoded for every sample, which is slow: "
+                "give cache_dir a folder that can be written, or set cache=None",
+                "current",
+                logging.WARNING,
+            )
         return FrameCache(root, shards)
 
     def _test_root(self) -> Path | None:

@@ -2,8 +2,11 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 
+from spark_seg.benchmark.data import encode_anew
 from spark_seg.cli.benchmark import main
 from spark_seg.errors import UserError
 
@@ -29,6 +32,19 @@ def test_rows_and_table(spark_tree, tmp_path, capsys):
     assert not (spark_tree / ".spark_cache").exists()  # the user's tree stays as it is
 
 
+def test_frames_of_a_wanted_size(tmp_path):
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{k}.jpg" for k in range(2)]
+    for file in files:
+        noise = cv2.GaussianBlur(rng.integers(0, 255, (128, 128, 3), np.uint8), (0, 0), 1)
+        cv2.imwrite(str(file), noise, [cv2.IMWRITE_JPEG_QUALITY, 98])
+    quality = encode_anew(files, 6.0)
+    assert 30 < quality < 98
+    assert sum(file.stat().st_size for file in files) / 2000 == pytest.approx(6.0, rel=0.1)
+
+
 def test_options_that_make_no_sense():
+    with pytest.raises(UserError, match="--jpeg-kb is for rendered frames"):
+        main(["data", "--jpeg-kb", "100", "--data-root", "somewhere"])
     with pytest.raises(UserError, match="--sizes 32 or more"):
         main(["data", "--sizes", "8"])

@@ -94,6 +94,35 @@ def test_half_size_pictures(make_spark_tree, kind):
         assert 0 < np.mean(off) < 3
 
 
+def test_auto_makes_labels_but_not_for_a_trial_with_few_frames(spark_tree):
+    folder = cache_folder(spark_tree, None)
+    few = SparkDataset(str(spark_tree), "train", pipeline=steps(), cache="auto", subset=2)
+    assert len(few) == 2
+    assert not folder.exists()
+    plain = SparkDataset(str(spark_tree), "train", pipeline=steps())
+    whole = SparkDataset(str(spark_tree), "train", pipeline=steps(), cache="auto")
+    assert whole._cache.kinds == {"labels"}
+    np.testing.assert_array_equal(sample(whole)["gt_seg_map"], sample(plain)["gt_seg_map"])
+    few = SparkDataset(str(spark_tree), "train", pipeline=steps(), cache="auto", subset=2)
+    assert few._cache.kinds == {"labels"}  # what is there is used
+    test = SparkDataset(str(spark_tree), "test", pipeline=[], cache="auto")
+    assert test._cache is None
+
+
+def test_auto_goes_without_where_nothing_can_be_written(spark_tree, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("spark_seg.datasets.spark.print_log", lambda text, *_: told.append(text))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    options = dict(pipeline=steps(), cache_dir=str(blocked / "cache"))
+    dataset = SparkDataset(str(spark_tree), "train", cache="auto", **options)
+    assert [text.split(" (")[0] for text in told] == [f"no label cache in {blocked / 'cache'}"]
+    plain = SparkDataset(str(spark_tree), "train", pipeline=steps())
+    np.testing.assert_array_equal(sample(dataset)["gt_seg_map"], sample(plain)["gt_seg_map"])
+    with pytest.raises(UserError, match="cannot write"):
+        SparkDataset(str(spark_tree), "train", cache="labels", **options)
+
+
 def test_validation_reads_whole_pictures(spark_tree):
     val = SparkDataset(
         str(spark_tree), "val", pipeline=[LoadSparkImage(), LoadSparkMask()], cache="labels+half"

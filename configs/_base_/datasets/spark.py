@@ -21,7 +21,7 @@ camera_faults = (
     None  # 2: strength, 0 to 5; half of the samples get one to three faults of up to this severity
 )
 coarse_dropout = None  # 0.3: up to eight black rectangles
-cache = None  # 'labels' | 'labels+half' | 'labels+half_raw': decoded once, made on first use; see docs/data.md
+cache = "auto"  # None | 'auto' | 'labels' | 'labels+half' | 'labels+half_raw': decoded once, on first use; docs/data.md
 cache_dir = None  # None: `.spark_cache` inside the tree
 skip_bad_files = (
     False  # True: a training file that cannot be read is named and replaced, not an error
