@@ -210,8 +210,8 @@ def test_autocast_globals_shim_is_still_needed(monkeypatch: pytest.MonkeyPatch) 
 
 def test_optional_modules_are_hidden_only_inside() -> None:
     with compat.hidden("wave"), pytest.raises(ImportError):
-        import wave  # noqa: F401
-    import wave  # noqa: F811
+        import wave
+    import wave
 
     with compat.hidden("wave"):  # what is imported already stays
         assert sys.modules["wave"] is wave
@@ -221,7 +221,9 @@ def test_optional_modules_are_hidden_only_inside() -> None:
 def test_training_imports_neither_transformers_nor_inductor_at_its_start(tmp_path: Path) -> None:
     if importlib.util.find_spec("transformers") is not None:
         done = python("import mmengine.optim, sys; assert 'transformers' in sys.modules")
-        assert not done.returncode, "mmengine.optim is light by itself: remove import_mmengine_optim"
+        assert not done.returncode, (
+            "mmengine.optim is light by itself: remove import_mmengine_optim"
+        )
     done = python(
         "import deepspeed.runtime.zero.muon.original_muon, sys; assert 'torch._inductor.lowering' in sys.modules"
     )

@@ -192,7 +192,9 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     if min(args.frames, args.batch, args.repeat) < 1 or min(args.sizes) < 32:
         raise UserError("--frames, --batch and --repeat want 1 or more, --sizes 32 or more")
     if args.jpeg_kb is not None and (args.jpeg_kb <= 0 or args.data_root):
-        raise UserError("--jpeg-kb is for rendered frames, and above 0: leave it or --data-root out")
+        raise UserError(
+            "--jpeg-kb is for rendered frames, and above 0: leave it or --data-root out"
+        )
     import cv2
     import torch
 

@@ -209,7 +209,7 @@ def loads(variant: str, rate: float, decode: float, read: float) -> dict[int, Lo
 # its operations.
 RATES = {"b2": (1000.0, 2400.0), "b5": (340.0, 800.0)}
 # Measured on one core, docs/benchmarks.md: 1024 px JPEGs of about 165 kB with labels cached to a batch of 512 px.
-DECODE = 7.5e-3
+DECODE = 8.3e-3
 READ = 170e3
 SIZES = {  # bytes of a frame
     "original JPEG": 165e3,
@@ -230,7 +230,9 @@ def sent_table(loads_of: Mapping[str, Mapping[int, Load]]) -> list[dict[str, obj
             row |= {"gradients, MB": f"{load.reduced / 1e6:.0f}"}
             row |= {"weights, MB": f"{load.gathered / 1e6:.0f}"}
             for link in (NVLINK, NDR, HDR):
-                row[f"ms: {link.name}"] = f"{1e3 * sent / min(link.bandwidth, NVLINK.bandwidth):.1f}"
+                row[f"ms: {link.name}"] = (
+                    f"{1e3 * sent / min(link.bandwidth, NVLINK.bandwidth):.1f}"
+                )
             rows.append(row)
     return rows
 
@@ -271,7 +273,10 @@ def feeding_table() -> list[dict[str, object]]:
 def large_table(frames: float = 10e6) -> list[dict[str, object]]:
     """What a data set of so many frames takes."""
     rows: list[dict[str, object]] = [
-        {"of 10 million frames": f"{name}, {size / 1e3:.0f} kB each", "": f"{frames * size / 1e12:.2f} TB"}
+        {
+            "of 10 million frames": f"{name}, {size / 1e3:.0f} kB each",
+            "": f"{frames * size / 1e12:.2f} TB",
+        }
         for name, size in SIZES.items()
     ]
     for rate, world in ((1000.0, 8), (1000.0, 64)):

@@ -70,7 +70,9 @@ def test_the_document_holds_the_tables_of_the_code() -> None:
     assert len(tables) == 7
     for name, rows in tables.items():
         table = "\n".join(markdown(rows))
-        assert table in text, f"{name}: put `python -m spark_seg.engine.scaling`'s table into {DOCUMENT.name}"
+        assert table in text, (
+            f"{name}: put `python -m spark_seg.engine.scaling`'s table into {DOCUMENT.name}"
+        )
     stages = scaling.loads("b2", 1000, 0, 0)
     assert stages[0].gathered == 0
     assert stages[1].gathered == pytest.approx(4 * 24.72e6, rel=1e-3)
