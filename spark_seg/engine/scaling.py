@@ -1,4 +1,4 @@
-"""How a training would scale over GPUs, on paper: `python -m spark_seg.engine.scaling` prints the tables of docs/scaling.md.
+"""How a training would scale over GPUs, on paper: `python -m spark_seg.engine.scaling` prints docs/scaling.md's tables.
 
 A step is what its slowest part takes: the GPU with the communication that it cannot hide, the cores that decode, or
 the storage that all GPUs share.
