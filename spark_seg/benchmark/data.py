@@ -249,7 +249,7 @@ def encode_anew(files: Sequence[Path], kilobytes: float) -> int:
     """Writes JPEGs again at one quality, that whose mean size comes nearest to `kilobytes`; returns the quality."""
     import cv2
 
-    pictures = [cv2.imread(str(file)) for file in files]
+    pictures: list[Any] = [cv2.imread(str(file)) for file in files]
 
     def encoded(quality: int) -> list[bytes]:
         flags = [cv2.IMWRITE_JPEG_QUALITY, quality]

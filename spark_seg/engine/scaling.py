@@ -1,4 +1,4 @@
-"""How a training would scale over GPUs, on paper: `python -m spark_seg.engine.scaling` prints the tables of docs/scaling.md.
+"""How a training would scale over GPUs, on paper: `python -m spark_seg.engine.scaling` prints docs/scaling.md's tables.
 
 A step is what its slowest part takes: the GPU with the communication that it cannot hide, the cores that decode, or
 the storage that all GPUs share.
@@ -209,7 +209,7 @@ def loads(variant: str, rate: float, decode: float, read: float) -> dict[int, Lo
 # its operations.
 RATES = {"b2": (1000.0, 2400.0), "b5": (340.0, 800.0)}
 # Measured on one core, docs/benchmarks.md: 1024 px JPEGs of about 165 kB with labels cached to a batch of 512 px.
-DECODE = 7.5e-3
+DECODE = 8.3e-3
 READ = 170e3
 SIZES = {  # bytes of a frame
     "original JPEG": 165e3,
