@@ -14,7 +14,7 @@ from same_run import lines, same, states
 
 from spark_seg.engine.folder import read_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 STAGES = (0, 1, 2, 3)
 BASE: dict[str, Any] = {
     **{key.replace(".", "__"): value for key, value in tiny.SMALL_MODEL.items()},
@@ -45,7 +45,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(template: Template, world: int, tree: Path, jobs: list[dict[str, Any]]) -> None:
     """Does `rank_tasks.train_once` for each job."""
     given = [{"tree": str(tree), **job} for job in jobs]
-    template.start("rank_tasks:trainings", [given], world).done(600)
+    template.start("rank_tasks:trainings", [given], world).done(1200)
 
 
 def test_two_processes_taken_up_are_exact(template: Template, tree: Path, tmp_path: Path) -> None:

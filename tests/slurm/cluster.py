@@ -287,7 +287,7 @@ class Cluster:
         path = Path(self.show(job)["StdOut"])
         return path.read_text(errors="replace") if path.is_file() else ""
 
-    def wait(self, job: int, timeout: float = 300) -> str:
+    def wait(self, job: int, timeout: float = 600) -> str:
         """Waits until the job is over, whatever became of it; its state."""
         until(
             lambda: self.state(job) in FINAL,
@@ -297,7 +297,7 @@ class Cluster:
         )
         return self.state(job)
 
-    def wait_output(self, job: int, text: str, count: int = 1, timeout: float = 180) -> None:
+    def wait_output(self, job: int, text: str, count: int = 1, timeout: float = 400) -> None:
         """Waits until the job has written `text`, `count` times."""
 
         def there() -> bool:
@@ -306,7 +306,7 @@ class Cluster:
         until(there, timeout, f"{count} x {text!r} from job {job}", lambda: self.output(job))
         assert self.output(job).count(text) >= count, self.output(job)
 
-    def completed(self, job: int, timeout: float = 300) -> str:
+    def completed(self, job: int, timeout: float = 600) -> str:
         """Waits for the job to end well; its output."""
         state = self.wait(job, timeout)
         assert state == "COMPLETED", f"{state}\n{self.output(job)}"
@@ -338,7 +338,7 @@ class Cluster:
         """How often the job was started again."""
         return int(self.show(job).get("Restarts", 0))
 
-    def wait_restart(self, job: int, count: int = 1, timeout: float = 180) -> None:
+    def wait_restart(self, job: int, count: int = 1, timeout: float = 400) -> None:
         """Waits until a requeued job runs again, without the two minutes that Slurm lets it wait."""
 
         def running() -> bool:

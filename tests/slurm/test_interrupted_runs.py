@@ -116,7 +116,7 @@ def test_a_time_limit_shorter_than_the_training(
     until(lambda: steps(run) >= 5, 300, "5 steps", lambda: slurm.output(job))
     # Slurm looks every half minute: the warning comes in half a minute to two
     slurm.limit(job, slurm.minutes(job) + 3)
-    slurm.wait_output(job, "asking Slurm to start", timeout=400)
+    slurm.wait_output(job, "asking Slurm to start")
     assert f"saved; asking Slurm to start job {job} again" in slurm.output(job)
     reached = steps(run)
     assert 5 <= reached < STEPS, "in the middle"

@@ -65,7 +65,7 @@ def test_training_leaves_a_checkpoint_that_evaluates_alone(
     done = slurm.run(
         *(sys.executable, str(ROOT / "tools/test.py"), CONFIG, "--work-dir", str(trained)),
         *("--out", str(trained / "alone"), *command_options(tree)),
-        timeout=300,
+        timeout=900,
     )
     assert "mIoU" in done.stdout
     best = json.loads((trained / "checkpoints/best.json").read_text())
@@ -113,7 +113,7 @@ def test_training_by_hand_inside_an_allocation(slurm: Cluster, tree: Path, tmp_p
     run = tmp_path / "run"
     train = [sys.executable, str(ROOT / "tools/train.py"), CONFIG, "--work-dir", str(run)]
     options = command_options(tree, {"epochs": 1})
-    done = slurm.run(*("salloc", "-N2", "-n2", "srun", *train, *options), cwd=tmp_path, timeout=600)
+    done = slurm.run(*("salloc", "-N2", "-n2", "srun", *train, *options), cwd=tmp_path, timeout=900)
     assert done.stdout.count("epoch 1/1, step 2/2") == 1
     assert (run / "checkpoints/best.safetensors").is_file()
 
