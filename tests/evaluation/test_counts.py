@@ -146,16 +146,16 @@ def test_floats_are_refused():
 
 
 def test_under_a_millisecond_for_a_frame():
-    """Four times the promise, so that a busy machine passes; a slow method takes 50 ms."""
+    """CPU time, and four times the promise, so that a busy machine passes; a slow method takes 50 ms."""
     pred, truth = masks(np.random.default_rng(5), (1024, 1024))
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         times = []
         for _ in range(21):
-            start = time.perf_counter()
+            start = time.thread_time()
             confusion(pred, truth)
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
     finally:
         cv2.setNumThreads(threads)
     assert statistics.median(times) < 4e-3
