@@ -4,7 +4,7 @@
     camera_faults=2   coarse_dropout=0.3
 
 Turns and windows become arguments of the pipeline's `RandomWarp`, mixing takes its place and holds it, the others come
-last before packing. A value that is a dict has the transform's own options.
+last before packing (in two passes before `RandomRoi`). A value that is a dict has the transform's own options.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,8 +49,9 @@ def _judge(name: str, step: Any) -> None:
 
     try:
         TRANSFORMS.build(step)
-    except TypeError:
-        pass  # an unknown argument: `check_arguments` names it
+    except TypeError as error:
+        if "argument" not in str(error):  # an unknown one is named by `check_arguments`
+            raise UserError(f"{name}: a value is of the wrong type ({error})") from None
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 
@@ -108,7 +109,10 @@ def _before_packing(name: str, kind: str, key: str) -> Callable[["Config", Any],
 
         def change(pipeline: list[Any]) -> None:
             packed = str(pipeline[-1].get("type", "")).startswith("Pack")
-            pipeline.insert(len(pipeline) - packed, step)
+            at = len(pipeline) - packed
+            # two passes' pictures are cut from one frame: a later step would reach one of them alone
+            both = [k for k, other in enumerate(pipeline) if other.get("type") == "RandomRoi"]
+            pipeline.insert(both[0] if both else at, step)
 
         _change(cfg, name, change)
 

@@ -118,10 +118,15 @@ run_slurm() {
 # Asks Slurm to queue this job again, and waits to be ended. Only one that runs, or whose time was up: one that somebody
 # has cancelled stays so, and one that is queued again already (a lost node, an order to requeue) is not queued twice.
 start_again() {
-    case "$(scontrol show job --oneliner "$SLURM_JOB_ID" || true)" in
+    local job
+    # Slurm that does not answer now may take the order all the same.
+    job=$(scontrol show job --oneliner "$SLURM_JOB_ID") || job=" JobState=RUNNING "
+    case "$job" in
     *" JobState=RUNNING "* | *" Reason=TimeLimit "*)
         echo "saved; asking Slurm to start job $SLURM_JOB_ID again"
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until Slurm ends this script
+        if scontrol requeue "$SLURM_JOB_ID"; then
+            sleep 60 # until Slurm ends this script
+        fi
         ;;
     *) echo "saved; job $SLURM_JOB_ID was cancelled or is queued again already" ;;
     esac

@@ -239,10 +239,14 @@ def _one_size(args: argparse.Namespace, size: int, folder: Path) -> list[dict[st
 def _rendered(folder: Path, frames: int, kilobytes: float | None) -> str:
     from spark_seg.datasets.demo import ensure_demo_data
 
-    ensure_demo_data(str(folder / "data"), images=frames, val=1, test=1)
-    if kilobytes is not None:
-        encode_anew(sorted((folder / "data" / "images").glob("*/train/*.jpg")), kilobytes)
-    return str(folder / "data")
+    data = folder / "data"
+    if (
+        not data.exists()
+    ):  # once for all sizes: written again, frames would be others than the cache's
+        ensure_demo_data(str(data), images=frames, val=1, test=1)
+        if kilobytes is not None:
+            encode_anew(sorted((data / "images").glob("*/train/*.jpg")), kilobytes)
+    return str(data)
 
 
 def encode_anew(files: Sequence[Path], kilobytes: float) -> int:

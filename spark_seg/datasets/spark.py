@@ -146,10 +146,9 @@ class SparkDataset(BaseSegDataset):
 
         folder = cache_folder(root, self.cache_dir)
         shards = shards_of(frames, root, folder, kinds)
+        # a trial with few frames shall not wait for all of them
         if self.cache == "auto" and self.subset is not None:
-            return FrameCache(
-                root, shards
-            )  # a trial with few frames shall not wait for all of them
+            return FrameCache(root, shards)
         try:
             build_cache(root, shards, thorough=False)
         except UserError as error:

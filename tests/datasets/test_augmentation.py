@@ -472,6 +472,8 @@ def test_a_training_takes_them_all(tree: Path, tmp_path: Path) -> None:
         (dict(camera_faults=6), "camera_faults must be a strength from 0 to 5"),
         (dict(camera_faults=dict(kinds=["nois"])), "did you mean 'noise'"),
         (dict(camera_faults=dict(kinds="noise")), "camera_faults: kinds='noise': give a list"),
+        (dict(mosaic=dict(spread="x")), "mosaic: a value is of the wrong type"),
+        (dict(coarse_dropout=dict(size=3)), "coarse_dropout: a value is of the wrong type"),
         (dict(coarse_dropout=dict(holes=0)), "coarse_dropout: holes=0"),
         (dict(coarse_dropout=dict(size=(0.5, 0.1))), "coarse_dropout: size="),
         (dict(crop_size=600), "crop_size: crop=600 is larger"),

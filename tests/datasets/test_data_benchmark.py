@@ -1,12 +1,13 @@
 """`benchmark.py data`: rows of one form, over a small tree."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from spark_seg.benchmark.data import encode_anew
+from spark_seg.benchmark.data import _rendered, encode_anew
 from spark_seg.cli.benchmark import main
 from spark_seg.errors import UserError
 
@@ -41,6 +42,15 @@ def test_frames_of_a_wanted_size(tmp_path):
     quality = encode_anew(files, 6.0)
     assert 30 < quality < 98
     assert sum(file.stat().st_size for file in files) / 2000 == pytest.approx(6.0, rel=0.1)
+
+
+def test_all_sizes_take_the_same_frames(tmp_path):
+    data = Path(_rendered(tmp_path, 1, 100.0))
+    (frame,) = data.glob("images/*/train/*.jpg")
+    written = frame.read_bytes()
+    assert len(written) == pytest.approx(100e3, rel=0.15)
+    assert _rendered(tmp_path, 1, 100.0) == str(data)
+    assert frame.read_bytes() == written
 
 
 def test_options_that_make_no_sense():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import spark_seg.register  # noqa: F401
+from spark_seg.config import load_config
 from spark_seg.datasets.transforms.roi import PackRoiInputs, RandomRoi, ShrinkFrame, cut
 from spark_seg.errors import UserError
 from spark_seg.windows import Window, craft_box, make_rule, place_window
@@ -166,3 +167,19 @@ def test_without_a_mix_no_coarse_sample_is_made() -> None:
 def test_mistakes(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         RandomRoi(128, ROI, **options)
+
+
+def test_faults_and_holes_reach_both_pictures() -> None:
+    from mmseg.registry import TRANSFORMS
+
+    faults = dict(strength=5, prob=1.0, kinds=["underexposure"])
+    options = {"pretrained": None, "camera_faults": faults, "coarse_dropout": 0.3}
+    steps = load_config("segformer_b0_spark_roi.py", options).train_dataloader.dataset.pipeline
+    kinds = [step["type"] for step in steps]
+    assert kinds[-4:] == ["CameraFaults", "CoarseDropout", "RandomRoi", "PackRoiInputs"]
+    out = frame()
+    out["img"][:] = 200
+    for at in (-4, -2):
+        out = TRANSFORMS.build(steps[at])(out)
+    assert out["applied"][0].startswith("underexposure")
+    assert out["img"].max() == out["coarse_img"].max() < 200

@@ -104,10 +104,10 @@ def test_infer_writes_what_the_two_passes_say(tree: Path, tmp_path: Path) -> Non
 
 def test_resuming_knows_the_rule(tree: Path, tmp_path: Path) -> None:
     """What an interrupted inference is known by holds all of `roi`."""
-    from spark_seg.submission.run import _model_options
+    from spark_seg.submission.run import model_options
 
-    one = _model_options(config(tree, tmp_path), {}, "single")
-    other = _model_options(config(tree, tmp_path, roi__margin=0.2), {}, "single")
+    one = model_options(config(tree, tmp_path), {})
+    other = model_options(config(tree, tmp_path, roi__margin=0.2), {})
     texts = [json.dumps(o, default=str, sort_keys=True) for o in (one, other)]
     assert texts[0] != texts[1]
     assert texts[0] == texts[1].replace('"margin": 0.2', '"margin": 0.15')

@@ -138,7 +138,7 @@ def test_pasted_to_the_pixel(model: Any) -> None:
 
 
 def test_batch_equals_one_by_one(model: Any) -> None:
-    """Of all sizes together, with the network itself in fp64 beside the oracle."""
+    """Of all sizes together, through the network itself beside the oracle."""
     frames = [planes for planes, *_ in FRAMES.values()]
     for forward in (oracle, lambda x: model(x, mode="tensor")):
         with torch.no_grad():
@@ -168,12 +168,16 @@ def test_crops_go_through_the_network_in_batches_of_one_size(model: Any) -> None
 
 def test_an_unsure_first_pass_looks_at_the_whole_frame(model: Any) -> None:
     def faint(x: Tensor) -> Tensor:
-        return oracle(x) * (1e-3 if x.shape[2] == 64 else 1)
+        logits = oracle(x)
+        if x.shape[2] == 64:  # probabilities of craft are 0.27 in the sky, 0.45 on the craft
+            logits = logits.clamp_min(-0.5)
+            logits[:, 0] += 1.17
+        return logits
 
     coarse, samples = samples_of(model, FRAMES["middle"][0])
     (labels,), _ = model.predict_frames(faint, coarse, samples)
     reason, window = samples[0].metainfo["roi"]
-    assert reason == "unsure" or window.side == 512
+    assert (reason, window) == ("unsure", Window(0, 0, 512, 128))
     assert np.array_equal(labels.numpy(), by_hand(model, FRAMES["middle"][0], window))
 
 

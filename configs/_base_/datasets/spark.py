@@ -8,7 +8,7 @@ image_size = 512  # the whole frame is resized to image_size x image_size
 batch_size = 8  # per GPU
 val_batch_size = 1
 num_workers = 4
-subset = None  # a fraction, or a list of ids, or a file that lists them
+subset = None  # a fraction, a number of frames, or a list of ids, or a file that lists them
 sampling = None  # 'satellite' | 'small' | 'panel', a list of them, or dict(by="small", share=0.03, factor=3)
 multi_scale = None  # [384, 448, 512]: each step at one of these sizes; image_size is the largest
 # Augmentation beside train_pipeline's; numbers are probabilities but where said, a dict has all options (docs/data.md).
@@ -17,9 +17,7 @@ crop_size = None  # 448: training on windows of so many pixels (0.5: of half the
 foreground_crop = None  # 0.8: the window is placed on the craft; dict(prob=0.8, least=0.02)
 mosaic = None  # 0.3: four frames in one
 copy_paste = None  # 0.3: the craft on another frame's background
-camera_faults = (
-    None  # 2: strength, 0 to 5; half of the samples get one to three faults of up to this severity
-)
+camera_faults = None  # 2: strength, 0 to 5; half of the samples get up to three faults
 coarse_dropout = None  # 0.3: up to eight black rectangles
 cache = "auto"  # None | 'auto' | 'labels' | 'labels+half' | 'labels+half_raw': decoded once, on first use; docs/data.md
 cache_dir = None  # None: `.spark_cache` inside the tree

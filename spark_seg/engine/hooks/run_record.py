@@ -44,10 +44,8 @@ class RunRecordHook(Hook):
         self.log_every, self.curves_every = log_every, curves_every
         self._drawn = 0.0
         self._since = 0
-        self._made, self._waited = (
-            0,
-            0.0,
-        )  # in this process: steps since the last line; the wait until it
+        # in this process: steps since the last line; the wait until it
+        self._made, self._waited = 0, 0.0
         self._taken_up: dict[str, Any] | None = None
 
     def state(self, runner: Any) -> dict[str, Any]:
