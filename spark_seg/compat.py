@@ -181,18 +181,7 @@ def patch_checkpointing() -> bool:
 
 @contextlib.contextmanager
 def hidden(module: str) -> Iterator[None]:
-    """Makes `import module` an ImportError inside the block, unless it is imported already: to skip what is optional.
-
-    Two imports cost a training's start seconds for optimizers that nobody here can choose:
-
-    - `mmengine.optim` imports transformers for its Adafactor, where that is installed
-      (https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/optim/optimizer/builder.py).
-    - `deepspeed.initialize` asks whether the optimizer is Muon, whose module calls `torch.compile` as it is imported,
-      which loads all of Inductor
-      (https://github.com/deepspeedai/DeepSpeed/blob/v0.19.6/deepspeed/runtime/zero/muon/original_muon.py).
-
-    Both go on without, by an `except ImportError` of their own.
-    """
+    """Makes `import module` an ImportError inside the block, unless it is imported already."""
     if module in sys.modules:
         yield
         return
@@ -203,17 +192,43 @@ def hidden(module: str) -> Iterator[None]:
         sys.modules.pop(module, None)
 
 
-MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
-
-
 def import_mmengine_optim() -> None:
-    """Imports `mmengine.optim`, which mmseg needs, without transformers; see `hidden`."""
+    """Imports `mmengine.optim`, which mmseg needs, without transformers: seconds for its Adafactor.
+
+    mmengine goes on without by an `except ImportError` of its own; `optim_wrapper.optimizer.type="Adafactor"` is then
+    unknown (https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/optim/optimizer/builder.py).
+    """
     if "mmengine.optim.optimizer.builder" not in sys.modules:
         with hidden("transformers"):
             importlib.import_module("mmengine.optim")
 
 
+_MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
+
+
+def import_deepspeed_muon() -> None:
+    """Imports DeepSpeed's Muon without `torch.compile`, which would load all of Inductor: seconds.
+
+    DeepSpeed's engine and ZeRO import it in every training, to ask whether the optimizer is one; it decorates a
+    function with `torch.compile` as it is imported. That one runs uncompiled then, for whoever chooses that optimizer
+    (https://github.com/deepspeedai/DeepSpeed/blob/v0.19.6/deepspeed/runtime/zero/muon/original_muon.py).
+    """
+    if _MUON in sys.modules:
+        return
+    import torch
+
+    def as_it_is(function: Any = None, **_: Any) -> Any:
+        return (lambda given: given) if function is None else function
+
+    stock = torch.compile
+    torch.compile = as_it_is  # type: ignore[assignment]
+    try:
+        with contextlib.suppress(ImportError):  # a DeepSpeed without
+            importlib.import_module(_MUON)
+    finally:
+        torch.compile = stock
+
+
 def install() -> None:
-    """Installs what must be there before mmseg is imported. May be called any number of times."""
+    """Installs what must be there before mmseg is imported. Cheap, and may be called any number of times."""
     install_mmcv_ext_stub()
-    import_mmengine_optim()

@@ -6,6 +6,7 @@ The only place where import order matters. Configs name it in `custom_imports`; 
 from spark_seg import compat
 
 compat.install()
+compat.import_mmengine_optim()
 
 # mmseg's own parts first, so that ours override nothing by accident.
 import mmseg.datasets  # noqa: E402

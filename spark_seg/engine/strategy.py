@@ -313,8 +313,8 @@ class SparkDeepSpeedStrategy(_Common, DeepSpeedStrategy):
                 "gradient_accumulation_steps": 1,
             }
         compat.forget_deepspeed_autocast()
-        with compat.hidden(compat.MUON):
-            prepared = super().prepare(model, **kwargs)
+        compat.import_deepspeed_muon()
+        prepared = super().prepare(model, **kwargs)
         if self.zero_stage == 0 and torch.distributed.get_world_size() == 1:
             # DeepSpeed would copy all gradients into a bucket, reduce it over nobody and copy them back
             self.model.model.enable_backward_allreduce = False
