@@ -106,9 +106,18 @@ run_slurm() {
     trap '' USR1
     # A task that had not begun to listen, or was too slow, is killed at the warning or when the first one has left.
     case "$warned:$code" in
-    1:137 | 1:138 | 1:143) code=75 ;;
+    1:137 | 1:138 | 1:143)
+        # Such an end saves nothing new: one that never gets further must not go round for ever.
+        if [ "${SLURM_RESTART_COUNT:-0}" -ge 20 ]; then
+            echo "error: ended before it could save (code $code), after $SLURM_RESTART_COUNT restarts: not started again;" \
+                "give it more time (--time, --signal=B:USR1@300) or memory, then submit it with --resume" >&2
+            exit "$code"
+        fi
+        echo "ended before it could save (code $code): goes on from the newest whole checkpoint"
+        code=75
+        ;;
     esac
-    # 75: everything is saved, and there is more to do.
+    # 75: there is more to do.
     if [ "$code" = 75 ]; then
         start_again
     fi
@@ -123,11 +132,11 @@ start_again() {
     job=$(scontrol show job --oneliner "$SLURM_JOB_ID") || job=" JobState=RUNNING "
     case "$job" in
     *" JobState=RUNNING "* | *" Reason=TimeLimit "*)
-        echo "saved; asking Slurm to start job $SLURM_JOB_ID again"
+        echo "asking Slurm to start job $SLURM_JOB_ID again"
         if scontrol requeue "$SLURM_JOB_ID"; then
             sleep 60 # until Slurm ends this script
         fi
         ;;
-    *) echo "saved; job $SLURM_JOB_ID was cancelled or is queued again already" ;;
+    *) echo "job $SLURM_JOB_ID was cancelled or is queued again already" ;;
     esac
 }

@@ -148,6 +148,8 @@ class SparkDataset(BaseSegDataset):
         shards = shards_of(frames, root, folder, kinds)
         # a trial with few frames shall not wait for all of them
         if self.cache == "auto" and self.subset is not None:
+            told = "a subset: cache='auto' builds no label cache, masks are decoded; cache='labels' builds it"
+            print_log(told, "current")
             return FrameCache(root, shards)
         try:
             build_cache(root, shards, thorough=False)

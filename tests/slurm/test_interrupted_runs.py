@@ -117,7 +117,7 @@ def test_a_time_limit_shorter_than_the_training(
     # Slurm looks every half minute: the warning comes in half a minute to two
     slurm.limit(job, slurm.minutes(job) + 3)
     slurm.wait_output(job, "asking Slurm to start")
-    assert f"saved; asking Slurm to start job {job} again" in slurm.output(job)
+    assert f"asking Slurm to start job {job} again" in slurm.output(job)
     reached = steps(run)
     assert 5 <= reached < STEPS, "in the middle"
     until(lambda: slurm.state(job) == "PENDING", 120, "the job queued again", slurm.logs)

@@ -144,7 +144,7 @@ def test_warned_then_started_again(slurm: Cluster, clone: Path, tmp_path: Path) 
     signals = (tmp_path / "signals").read_text().split("\n")
     assert sorted(signals) == ["", "0 SIGUSR1", "1 SIGUSR1"]
     assert "start 1" in output
-    assert "saved; asking Slurm to start job" in output
+    assert "asking Slurm to start job" in output
     assert "start 2" in output
     assert output.count("up ['segformer_b2_spark', '--cfg-options', 'epochs=7', '--resume']") == 2
 
