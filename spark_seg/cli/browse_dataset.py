@@ -15,6 +15,12 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: give a whole number from {least} on")
+    if args.ids and args.count is not None:
+        raise UserError("--count says how many frames, --ids says which: give one of them")
+    if args.draws is not None and (args.pipeline or args.split) == "val":
+        raise UserError(
+            "--draws: validation's transforms draw nothing; leave it out, or add --pipeline train"
+        )
 
     from spark_seg.cli.common import quiet_libraries
     from spark_seg.config import find_config, load_config, parse_options
@@ -34,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         cfg,
         split=args.split,
         pipeline=args.pipeline,
-        count=args.count,
-        draws=args.draws,
+        count=8 if args.count is None else args.count,
+        draws=3 if args.draws is None else args.draws,
         ids=args.ids,
         seed=args.seed,
         tile=args.tile,
@@ -68,8 +74,8 @@ def _parser() -> Parser:
         choices=("train", "val"),
         help="whose transforms (default: the split's own)",
     )
-    add("--count", type=int, default=8, metavar="N", help="frames, spread over the split (8)")
-    add("--draws", type=int, default=3, metavar="K", help="of each frame (3; val: 1)")
+    add("--count", type=int, metavar="N", help="frames, spread over the split (8)")
+    add("--draws", type=int, metavar="K", help="of each frame (3; val: 1)")
     add("--ids", nargs="+", metavar="ID", help="these frames: Cheops/train/image_00001")
     add("--seed", type=int, help="of the augmentation (default: the config's, or 0)")
     add("--tile", type=int, default=256, metavar="PX", help="side of a picture (256)")

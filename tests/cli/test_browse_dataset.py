@@ -66,6 +66,8 @@ def test_validation_is_shown_once(tree: Path, tmp_path: Path) -> None:
         (["--split", "test"], "without labels"),
         (["--ids", "Cheops/train/image_0002"], "did you mean"),
         (["--cfg-options", "mosaic=3"], "mosaic must be"),
+        (["--ids", "Cheops/train/image_00002", "--count", "2"], "give one of them"),
+        (["--split", "val", "--draws", "2"], "draw nothing"),
         (["--cuont", "3"], "did you mean '--count'"),
     ],
 )
