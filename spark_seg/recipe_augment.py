@@ -57,7 +57,12 @@ def _judge(name: str, step: Any) -> None:
 
 
 def _options(value: Any, key: str = "prob") -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {key: value}
+    if not isinstance(value, Mapping):
+        return {key: value}
+    for name in ("type", "warp"):  # settled here
+        if name in value:
+            raise UserError(f"an augmentation's group has no option {name!r}: see docs/data.md")
+    return dict(value)
 
 
 def _into_warp(name: str, argument: str) -> Callable[["Config", Any], None]:

@@ -84,6 +84,7 @@ def test_a_training_takes_them_all(tree: Path, tmp_path: Path) -> None:
         (dict(turns=1.5), "turns must be a number from 0 to 1, or None"),
         (dict(mosaic=2), "mosaic must be a number from 0 to 1, a group of keys"),
         (dict(mosaic=dict(prop=0.3)), "Mosaic takes no argument 'prop'; did you mean 'prob'"),
+        (dict(mosaic=dict(type="CopyPaste")), "no option 'type'"),
         (dict(mosaic=dict(spread=0.9)), "mosaic: spread=0.9"),
         (dict(copy_paste=dict(most=0)), "copy_paste: most=0"),
         (dict(camera_faults=6), "camera_faults must be a strength from 0 to 5"),
