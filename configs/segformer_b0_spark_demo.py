@@ -9,7 +9,7 @@ regularisation and input centred on the dark sky make the most of a few minutes.
 _base_ = ["./segformer_b0_spark.py"]
 pretrained, data_root = None, "data/spark_demo"
 demo_data = dict(images=1600, train_size=512, val=60, test=20, size=1024, seed=0)
-image_size, batch_size, epochs, val_every = 256, 4, 10, 10
+image_size, batch_size, epochs, val_every = 256, 4, 8, 8
 lr, min_lr, warmup_epochs, betas = 1.5e-3, 1e-5, 0.05, (0.9, 0.99)
 num_workers, log_every, cache = 1, 50, None  # masks stay in memory
 zero_stage = 0  # partitions cost a small model more than they save
