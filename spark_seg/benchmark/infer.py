@@ -89,7 +89,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 
                     rows += race(args, cfg, checkpoint, tree, images, Path(scratch))
                 else:
-                    rows += _race(args, cfg, checkpoint, tree, images, Path(scratch) / "out")
+                    out = Path(scratch) / f"out_{variant}_{size}"
+                    rows += _race(args, cfg, checkpoint, tree, images, out)
     return rows
 
 

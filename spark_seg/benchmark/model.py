@@ -148,10 +148,14 @@ def _exported(stock: Any, x: Any, backend: str, precision: str) -> Callable[[], 
     from pathlib import Path
 
     from spark_seg.export.backends import load_backend
-    from spark_seg.export.graph import export_onnx
+    from spark_seg.export.graph import Graph, export_onnx, save_openvino, to_openvino
 
+    graph, size = Graph(stock, normalise=False), x.shape[-1]
     with tempfile.TemporaryDirectory() as folder:
-        path = export_onnx(stock, x.shape[-1], Path(folder) / "model.onnx")
+        if backend == "openvino":
+            path = save_openvino(to_openvino(graph, size), Path(folder) / "model.xml")
+        else:
+            path = export_onnx(graph, size, Path(folder) / "model.onnx")
         run = load_backend(path, backend, precision)
     images = x.numpy()
     return lambda: run(images)

@@ -119,8 +119,7 @@ def write_openvino(
 ) -> Path:
     """OpenVINO's files of a graph: `model.xml`, or `model_int8.xml` for `int8`."""
     path = out / _FILES["int8" if precision == "int8" else "fp32"]
-    with tempfile.TemporaryDirectory() as folder:
-        model = to_openvino(export_onnx(graph, size, Path(folder) / "model.onnx"))
+    model = to_openvino(graph, size)
     if precision == "int8":
         pictures = [p[None].numpy() for p, _ in pictures_of(cfg, "train", calibrate)]
         model = quantise(model, pictures)

@@ -15,12 +15,13 @@ from spark_seg.errors import UserError
 def test_rows_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "infer.json"
     folder = tiny.make_tree(tmp_path / "tree", train=1, val=1, test=3, size=64) / "stream-1-test"
-    options = ["--variants", "b0", "--sizes", "64", "--images", "3", "--repeat", "1"]
+    options = ["--variants", "b0", "b1", "--sizes", "64", "--images", "3", "--repeat", "1"]
     more = ["--images-dir", str(folder), "--workers", "0", "--json", str(target)]
     assert main(["infer", *options, *more]) == 0
     rows = json.loads(target.read_text())["rows"]
+    assert [row["variant"] for row in rows] == ["b0", "b0", "b1", "b1"], "each in a folder of its own"
+    stock, ours = rows = rows[:2]
     assert [row["impl"] for row in rows] == ["first project's way", "spark_seg, PyTorch fp32"]
-    stock, ours = rows
     assert stock["ratio_to_stock"] == stock["equal_pixels"] == 1
     assert ours["ratio_to_stock"] == pytest.approx(stock["median_ms"] / ours["median_ms"])
     assert {row["case"] for row in rows} == {"infer_fp32"}
