@@ -7,6 +7,7 @@
 - A block's results are added in place, and tokens stay as they lie from the image to the logits.
 - On CPUs the depthwise convolution and GELU are one pass, the head's first layers and ReLU too (torch's own
   operators for that, which Inductor calls). Where they are missing, plain operators take their place.
+- On CPUs wide feed-forward maps and the whole head are computed in bands of rows that stay in the cache (`bands`).
 
 The result is the accelerated model's up to rounding. It is used where no gradient is wanted, in eval mode, and under no
 autocast but the frozen dtype's; training mode, loading weights, and moving or casting the model end it.
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spark_seg.models.bands import bands_of, upsample_rows, whole_factor
 from spark_seg.models.fast_layers import (
     Affine,
     attend,
@@ -168,6 +170,39 @@ class FrozenAttention(Frozen):
         return self.out(attend(q, k, v))
 
 
+class FrozenFFN:
+    """A block's second half: norm, feed-forward network and addition."""
+
+    def __init__(self, norm: nn.LayerNorm, ffn: Any, dtype: torch.dtype) -> None:
+        fc1, depthwise, _, _, fc2, _ = ffn.layers
+        self.norm = layer_norm(norm, dtype)
+        self.fc1, self.fc2 = pointwise(fc1, dtype), pointwise(fc2, dtype)
+        self.depthwise_gelu = convolution(depthwise, dtype, after="gelu")
+        self.width = fc1.out_channels
+        ones = depthwise.stride == depthwise.padding == depthwise.dilation == (1, 1)
+        self.neighbours = ones and depthwise.kernel_size == (3, 3)  # of a row: one on each side
+
+    def add_to(self, x: Tensor, hw: Sequence[int]) -> None:
+        """Tokens [B, L, C], in place."""
+        tokens = self.norm(x)
+        bands = bands_of(x, hw[0], hw[1] * self.width) if self.neighbours else []
+        if len(bands) < 2:
+            x += self._branch(tokens, hw)
+            return
+        height, width = hw
+        for image, out in zip(tokens, x, strict=True):
+            for start, stop in bands:
+                above, below = max(start - 1, 0), min(stop + 1, height)
+                rows = image[above * width : below * width][None]
+                inner = slice(start - above, stop - above)
+                branch = self._branch(rows, (below - above, width), inner)
+                out[start * width : stop * width] += branch[0]
+
+    def _branch(self, tokens: Tensor, hw: Sequence[int], rows: slice = slice(None)) -> Tensor:
+        hidden = self.depthwise_gelu(nlc_to_nchw(self.fc1(tokens), hw))
+        return self.fc2(nchw_to_nlc(hidden[:, :, rows]))
+
+
 class FrozenStage(Frozen):
     """Patch embedding, blocks and norm of a stage."""
 
@@ -175,19 +210,14 @@ class FrozenStage(Frozen):
         super().__init__(dtype)
         self.embed = convolution(embed.projection, dtype)
         self.embed_norm = layer_norm(embed.norm, dtype)
-        self.blocks: list[tuple[Layer, FrozenAttention, Layer, Layer, Layer, Layer]] = []
-        for block in blocks:
-            fc1, depthwise, _, _, fc2, _ = block.ffn.layers
-            self.blocks.append(
-                (
-                    layer_norm(block.norm1, dtype),
-                    FrozenAttention(block.attn, dtype),
-                    layer_norm(block.norm2, dtype),
-                    pointwise(fc1, dtype),
-                    convolution(depthwise, dtype, after="gelu"),
-                    pointwise(fc2, dtype),
-                )
+        self.blocks = [
+            (
+                layer_norm(block.norm1, dtype),
+                FrozenAttention(block.attn, dtype),
+                FrozenFFN(block.norm2, block.ffn, dtype),
             )
+            for block in blocks
+        ]
         self.norm = layer_norm(norm, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -195,9 +225,9 @@ class FrozenStage(Frozen):
         x = self.embed(x)
         hw = x.shape[2:]
         x = self.embed_norm(nchw_to_nlc(x))
-        for norm1, attention, norm2, fc1, depthwise_gelu, fc2 in self.blocks:
+        for norm1, attention, ffn in self.blocks:
             x += attention(norm1(x), hw)
-            x += fc2(nchw_to_nlc(depthwise_gelu(nlc_to_nchw(fc1(norm2(x)), hw))))
+            ffn.add_to(x, hw)
         return nlc_to_nchw(self.norm(x), hw)
 
 
@@ -237,20 +267,47 @@ class FrozenHead(Frozen):
         self.fuse = [linear(p, bias if i == last else None, dtype) for i, p in enumerate(parts)]
         self.classify = pointwise(module.conv_seg, dtype)
         self.resize = {"mode": module.interpolate_mode, "align_corners": module.align_corners}
+        self.bilinear = module.interpolate_mode == "bilinear" and not module.align_corners
+        self.width, self.classes = module.channels, module.conv_seg.out_channels
 
     def __call__(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps [B, C_i, H_i, W_i] -> logits [B, classes, H_0, W_0]."""
-        size = maps[0].shape[2:]
-        total: Tensor | None = None
+        batch, _, height, width = maps[0].shape
         with torch.autocast(maps[0].device.type, enabled=False):
-            for x, embed, fuse in reversed(list(zip(maps, self.embed, self.fuse, strict=True))):
-                tokens = fuse(embed(nchw_to_nlc(x.to(self.dtype))))
-                out = nlc_to_nchw(tokens, x.shape[2:])
-                if x.shape[2:] != size:
-                    out = F.interpolate(out, size=size, **self.resize)
-                total = out if total is None else total.add_(out)
-            assert total is not None
-            return to_nchw(self.classify(total.relu_().permute(0, 2, 3, 1))).contiguous()
+            x, *rest = (x.to(self.dtype) for x in maps)
+            sums = [self._sum(small, i) for i, small in enumerate(rest, 1)]
+            factors = [whole_factor(small, height, width) for small in sums]
+            bands = []
+            if self.bilinear and all(factors):
+                bands = bands_of(x, height, width * self.width, max(factors, default=1))
+            if len(bands) < 2:
+                return to_nchw(self._rows(x, sums)).contiguous()
+            logits = x.new_empty(batch, height, width, self.classes)
+            for i in range(batch):
+                own = [small[i : i + 1] for small in sums]
+                for start, stop in bands:
+                    rows = self._rows(x[i : i + 1, :, start:stop], own, (start, stop))
+                    logits[i, start:stop] = rows[0]
+            return to_nchw(logits).contiguous()
+
+    def _sum(self, x: Tensor, scale: int) -> Tensor:
+        """A map's share of the fusion [B, C, H_i, W_i]."""
+        return nlc_to_nchw(self.fuse[scale](self.embed[scale](nchw_to_nlc(x))), x.shape[2:])
+
+    def _rows(
+        self, x: Tensor, sums: Sequence[Tensor], band: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Logits [B, rows, W_0, classes] of the largest map's rows `x`."""
+        total: Tensor | None = None
+        for small in reversed(sums):
+            if band is None:
+                out = F.interpolate(small, size=x.shape[2:], **self.resize)
+            else:
+                out = upsample_rows(small, band, x.shape[3])
+            total = out if total is None else total.add_(out)
+        own = self._sum(x, 0)
+        total = own if total is None else total.add_(own)
+        return self.classify(total.relu_().permute(0, 2, 3, 1))
 
 
 def _affine(block: Any) -> Affine | None:

@@ -19,7 +19,9 @@ def test_rows_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     more = ["--images-dir", str(folder), "--workers", "0", "--json", str(target)]
     assert main(["infer", *options, *more]) == 0
     rows = json.loads(target.read_text())["rows"]
-    assert [row["variant"] for row in rows] == ["b0", "b0", "b1", "b1"], "each in a folder of its own"
+    assert [row["variant"] for row in rows] == ["b0", "b0", "b1", "b1"], (
+        "each in a folder of its own"
+    )
     stock, ours = rows = rows[:2]
     assert [row["impl"] for row in rows] == ["first project's way", "spark_seg, PyTorch fp32"]
     assert stock["ratio_to_stock"] == stock["equal_pixels"] == 1

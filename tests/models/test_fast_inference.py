@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import spark_seg.register  # noqa: F401
-from spark_seg.models import fast_inference
+from spark_seg.models import bands, fast_inference
 from spark_seg.models.fast_inference import freeze_weights
 from spark_seg.models.fast_layers import attend
 
@@ -82,6 +82,28 @@ def test_same_logits(
             assert difference(fast(x.to(dtype)), stock(x.to(dtype))) < limit
             assert torch.equal(x, before)
     assert calls == [True] * 6
+
+
+@pytest.mark.parametrize("size", [1, 1 << 15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_same_logits_in_bands(
+    models: tuple[Any, Any], fast: Any, dtype: torch.dtype, size: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(bands, "BAND_BYTES", size)
+    upsampled = []
+    count = fast_inference.upsample_rows
+    monkeypatch.setattr(
+        fast_inference, "upsample_rows", lambda *a: upsampled.append(a[1]) or count(*a)
+    )
+    stock = copy.deepcopy(models[0]).to(dtype)
+    assert freeze_weights(fast.to(dtype), dtype)
+    limit = 1e-5 if dtype == torch.float32 else 1e-10
+    with torch.no_grad():
+        for x in (image(128, 64), image(96, 160, batch=1), image(97, 131, batch=1)):
+            upsampled.clear()
+            assert difference(fast(x.to(dtype)), stock(x.to(dtype))) < limit
+            # sides that are no multiples of 32 have the head's maps whole
+            assert (len(set(upsampled)) > 1) == (x.shape[2] != 97)
 
 
 @pytest.mark.slow
