@@ -15,7 +15,15 @@ from spark_seg.cli.infer import main as infer_main
 from spark_seg.engine.checkpoints import save_safetensors
 from spark_seg.errors import UserError
 from spark_seg.export.backends import ExportedSegmentor, load_backend
-from spark_seg.export.graph import Graph, example, export_onnx, export_program
+from spark_seg.export.graph import (
+    Graph,
+    example,
+    export_onnx,
+    export_program,
+    save_openvino,
+    to_openvino,
+)
+from spark_seg.export.maps import as_maps
 
 SIZE = 64
 
@@ -59,6 +67,39 @@ def test_graph_normalises_as_mmseg_does(model):
         assert far(Graph(model)(pictures).numpy(), expected(model, pictures)) < 1e-5
 
 
+@pytest.mark.parametrize("head", ["SegformerHead", "PaperSegformerHead"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_maps_for_openvino(cfg, head, dtype, limit):
+    from mmseg.registry import MODELS
+
+    parts = copy.deepcopy(cfg.model)
+    parts.decode_head.type = head
+    torch.manual_seed(0)
+    stock = MODELS.build(parts).eval()
+    for module in stock.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    graph = Graph(stock, normalise=False)
+    before = {type(m).__name__ for m in graph.modules()}
+    as_maps(graph.model)
+    names = {type(m).__name__ for m in graph.modules()} - before
+    assert names == {"MapMixFFN", f"Map{head}"}
+    assert list(graph.model.state_dict()) == list(stock.state_dict())
+    x = torch.randn(2, 3, 64, 96, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        graph.model.to(dtype), stock.to(dtype)
+        assert far(graph.model(x).numpy(), stock(x).numpy()) < limit
+
+
+def test_openvino_leaves_the_graph_alone(model):
+    pytest.importorskip("openvino")
+    graph = Graph(model)
+    kinds = [type(m) for m in graph.modules()]
+    assert to_openvino(graph, SIZE).input().partial_shape[0].is_dynamic
+    assert [type(m) for m in graph.modules()] == kinds
+
+
 def test_program(model, tmp_path):
     export_program(Graph(model), SIZE, tmp_path / "m.pt2")
     again = torch.export.load(tmp_path / "m.pt2").module()
@@ -84,16 +125,19 @@ def _openvino_has_bf16() -> bool:
     ("backend", "precision", "limit"),
     [("onnxruntime", "fp32", 1e-5), ("openvino", "fp32", 1e-5), ("openvino", "bf16", 0.05)],
 )
-def test_backends(model, onnx_file, backend, precision, limit):
+def test_backends(model, onnx_file, backend, precision, limit, tmp_path):
     pytest.importorskip(backend)
     if precision == "bf16" and not _openvino_has_bf16():
         with pytest.raises(UserError, match="does not compute in bf16; use fp32"):
             load_backend(onnx_file, backend, precision)
         return
-    run = load_backend(onnx_file, backend, precision)
+    path = onnx_file
+    if backend == "openvino":
+        path = save_openvino(to_openvino(Graph(model), SIZE), tmp_path / "m.xml")
+    run = load_backend(path, backend, precision)
     segmentor = ExportedSegmentor(run, SIZE, "x")
     kept = []
-    for batch in (1, 3):
+    for batch in (1, 3, 2, 1):
         pictures = example(SIZE, True, batch)
         kept.append((segmentor(list(pictures)), expected(model, pictures)))
     for ours, theirs in kept:  # the second call left the first one's logits alone
