@@ -16,7 +16,6 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spark_seg.benchmark.infer_ways import FirstProject, Ours, OursExported, prepare
 from spark_seg.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 PURPOSE = "images to submission.zip, against the first project's way with the same weights"
 STOCK = "first project's way"
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _FITTED = 4  # frames that the last layer is fitted to
 
 
@@ -43,6 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--variants", nargs="+", default=["b0", "b2"], help="b0 to b5 (default: b0 b2)")
     add("--sizes", nargs="+", type=int, default=[512], help="of the network's input (default: 512)")
     add("--precisions", nargs="+", default=["fp32"], help="of ours: fp32, bf16 (default: fp32)")
+    add(
+        "--backends",
+        nargs="+",
+        default=["pytorch"],
+        help="of ours: pytorch openvino onnxruntime (default: pytorch)",
+    )
     add("--images", type=int, default=48, help="images in a pass (default: 48)")
     add("--repeat", type=int, default=3, help="passes of each way, in turn (default: 3)")
     add("--images-dir", help="folder of images to predict (default: rendered frames of 1024 px)")
@@ -104,6 +109,11 @@ def _check(args: argparse.Namespace) -> None:
     for precision in args.precisions:
         if precision not in ("fp32", "bf16"):
             raise UserError(f"--precisions {precision}: fp32 or bf16")
+    for backend in args.backends:
+        if backend not in ("pytorch", "openvino", "onnxruntime"):
+            raise UserError(f"--backends {backend}: pytorch, openvino or onnxruntime")
+    if args.roi and args.backends != ["pytorch"]:
+        raise UserError("--roi: two passes run in PyTorch only, leave --backends out")
     if args.images < 1 or args.repeat < 1 or min(args.sizes) < 32:
         raise UserError("--images and --repeat want 1 or more, --sizes 32 or more")
     if (args.workers or 0) < 0 or (args.threads is not None and args.threads < 1):
@@ -159,10 +169,19 @@ def _race(
 ) -> list[dict[str, Any]]:
     """All ways, one pass of each in turn; the first turn warms up with fewer images."""
     model, weights = model_of(cfg, checkpoint, tree)
-    ways: dict[tuple[str, str], Any] = {("infer_fp32", STOCK): _FirstProject(cfg, model, images)}
+    ways: dict[tuple[str, str], Any] = {("infer_fp32", STOCK): FirstProject(cfg, model, images)}
     for precision in args.precisions:
         cfg.precision = precision
-        ways[f"infer_{precision}", f"spark_seg, PyTorch {precision}"] = Ours(cfg, weights, images)
+        case = f"infer_{precision}"
+        for backend in args.backends:
+            if backend == "pytorch":
+                ways[case, f"spark_seg, PyTorch {precision}"] = Ours(cfg, weights, images)
+            elif backend == "openvino":
+                way = OursExported(cfg, model, images, backend, precision)
+                ways[case, f"spark_seg, OpenVINO {precision}"] = way
+            elif precision == "fp32":  # its CPU kernels have no bf16
+                way = OursExported(cfg, model, images, backend, precision)
+                ways[case, "spark_seg, ONNX Runtime fp32"] = way
     return in_turn(args, cfg, ways, images, out)
 
 
@@ -258,90 +277,6 @@ def fit_last_layer(model: Any, cfg: "Config", tree: Path) -> None:
     with torch.no_grad():
         last.weight.copy_(found[:-1].T[..., None, None])
         last.bias.copy_(found[-1])
-
-
-def prepare(path: str, size: int) -> "torch.Tensor":
-    """An image as the first project gives it to the network: float32 [1, 3, size, size], RGB, normalised."""
-    import torch
-    from PIL import Image
-
-    with Image.open(path) as image:
-        small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    values = (np.asarray(small, np.float32) - np.asarray(_MEAN, np.float32)) / np.asarray(
-        _STD, np.float32
-    )
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
-
-
-class _FirstProject:
-    def __init__(self, cfg: "Config", model: Any, images: Sequence[str]) -> None:
-        self.model, self.size, self.images = model, cfg.image_size, images
-
-    def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
-        start = _clock()
-        for path in self.images[:count]:
-            self._predict(path, folder)
-        target = folder / "submission.zip"
-        with zipfile.ZipFile(target, "w") as archive:
-            for file in sorted(folder.glob("*.npz")):
-                archive.write(file, file.name)
-        return (*_since(start), target)
-
-    def _predict(self, path: str, folder: Path) -> None:
-        import torch
-        from PIL import Image
-
-        from spark_seg.submission.members import member_name
-
-        with torch.no_grad():
-            logits = self.model(prepare(path, self.size), mode="tensor")
-            full = torch.nn.functional.interpolate(
-                logits, (self.size, self.size), mode="bilinear", align_corners=False
-            )
-            labels = full.argmax(1)[0].numpy()
-        colours = np.zeros((*labels.shape, 3), np.uint8)
-        colours[labels == 1] = (255, 0, 0)
-        colours[labels == 2] = (0, 0, 255)
-        with Image.open(path) as image:
-            own = image.size
-        picture = Image.fromarray(colours).resize(own, Image.Resampling.NEAREST)
-        np.savez_compressed(folder / member_name(path), data=np.asarray(picture) > 127)
-
-
-class Ours:
-    """What `spark_seg.submission.run.infer` does once the weights are read."""
-
-    def __init__(
-        self, cfg: "Config", weights: "dict[str, torch.Tensor]", images: Sequence[str]
-    ) -> None:
-        import copy
-
-        self.cfg, self.weights, self.images = copy.deepcopy(cfg), weights, images
-
-    def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
-        from spark_seg.engine.build import prediction_runner
-        from spark_seg.submission.metric import SubmissionMetric
-        from spark_seg.submission.writer import SubmissionWriter
-
-        loader = self.cfg.test_dataloader
-        loader.dataset.subset = [Path(path).stem.removesuffix("_img") for path in self.images][
-            :count
-        ]
-        metric = SubmissionMetric(SubmissionWriter(folder, self.images[:count]))
-        runner = prediction_runner(self.cfg, self.weights, "memory", loader, metric, "single")
-        start = _clock()
-        runner.test()
-        return (*_since(start), metric.writer.zip_path)
-
-
-def _clock() -> tuple[float, float]:
-    """Time, and CPU time of this process and its ended children, in seconds."""
-    return time.perf_counter(), sum(os.times()[:4])
-
-
-def _since(start: tuple[float, float]) -> tuple[float, float]:
-    now = _clock()
-    return now[0] - start[0], now[1] - start[1]
 
 
 def _equal_pixels(one: Path, other: Path) -> float:

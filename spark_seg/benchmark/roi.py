@@ -66,7 +66,8 @@ def race(
         images: To predict.
         scratch: An empty folder.
     """
-    from spark_seg.benchmark.infer import Ours, in_turn, model_of
+    from spark_seg.benchmark.infer import in_turn, model_of
+    from spark_seg.benchmark.infer_ways import Ours
 
     whole = copy.deepcopy(cfg)
     whole.image_size = WHOLE

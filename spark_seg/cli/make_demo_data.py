@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         args.test,
         args.workers,
         args.train_size,
+        args.domain,
     )
     total, seconds = made["images"] + made["val"] + made["test"], made["seconds"]
     print(
@@ -51,6 +52,12 @@ def _parser() -> Parser:
     add("--size", type=int, default=1024, help="width and height in pixels (1024)")
     add("--train-size", type=int, help="of the training frames (as --size)")
     add("--seed", type=int, default=0, help="other seeds, other frames (0)")
+    add(
+        "--domain",
+        default="standard",
+        help="standard, or hard: the same scenes in other materials and light, through a worse "
+        "camera, to test on what training has not seen (standard)",
+    )
     add("--workers", type=int, help="processes (one per core)")
     add("--force", action="store_true", help="render anew even if the same tree is there")
     return parser

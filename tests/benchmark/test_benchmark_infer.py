@@ -32,10 +32,25 @@ def test_rows_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "| infer_fp32 | b0 | 64 | spark_seg, PyTorch fp32 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_rows_of_exported_models(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    target = tmp_path / "infer.json"
+    folder = tiny.make_tree(tmp_path / "tree", train=1, val=1, test=3, size=64) / "stream-1-test"
+    options = ["--variants", "b0", "--sizes", "64", "--images", "3", "--repeat", "1"]
+    more = ["--backends", "openvino", "onnxruntime", "--images-dir", str(folder), "--workers", "0"]
+    assert main(["infer", *options, *more, "--json", str(target)]) == 0
+    rows = json.loads(target.read_text())["rows"]
+    names = ["first project's way", "spark_seg, OpenVINO fp32", "spark_seg, ONNX Runtime fp32"]
+    assert [row["impl"] for row in rows] == names
+    assert min(row["equal_pixels"] for row in rows) > 0.9
+
+
 def test_the_first_projects_way_makes_a_zip_that_passes(tmp_path: Path) -> None:
     import torch
 
-    from spark_seg.benchmark.infer import _FirstProject
+    from spark_seg.benchmark.infer_ways import FirstProject
     from spark_seg.submission.check import check_zip
 
     folder = tiny.make_tree(tmp_path / "tree", train=1, val=1, test=2, size=64) / "stream-1-test"
@@ -49,7 +64,7 @@ def test_the_first_projects_way_makes_a_zip_that_passes(tmp_path: Path) -> None:
         gray = torch.nn.functional.avg_pool2d(x, 4).mean(1, keepdim=True)
         return torch.cat([0 * gray, gray, gray - 100], 1)
 
-    _, _, path = _FirstProject(Config(), bright, images).timed(tmp_path, 2)  # type: ignore[arg-type]
+    _, _, path = FirstProject(Config(), bright, images).timed(tmp_path, 2)  # type: ignore[arg-type]
     report = check_zip(path, images)
     assert report.ok, report.problems
     assert not report.empty
@@ -61,6 +76,8 @@ def test_the_first_projects_way_makes_a_zip_that_passes(tmp_path: Path) -> None:
     [
         (["--variants", "b7"], "--variants b7: unknown"),
         (["--precisions", "fp16"], "--precisions fp16"),
+        (["--backends", "tensorrt"], "--backends tensorrt"),
+        (["--backends", "openvino", "--roi", "known"], "--roi"),
         (["--images", "0"], "--images"),
         (["--workers", "-1"], "--workers"),
         (["--checkpoints", "a.pth"], "1 files for 2 variants"),

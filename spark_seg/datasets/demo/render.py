@@ -6,8 +6,17 @@ import numpy as np
 
 from spark_seg.datasets.demo.background import background
 from spark_seg.datasets.demo.craft import craft
+from spark_seg.datasets.demo.domain import (
+    DOMAINS,
+    OTHER_TEXTURES,
+    expose,
+    hard_camera,
+    hard_light,
+    hard_materials,
+)
 from spark_seg.datasets.demo.effects import bloom, glare, grain, lift, soften
 from spark_seg.datasets.demo.geometry import BODY, PANEL, Mesh
+from spark_seg.datasets.demo.materials import Table
 from spark_seg.datasets.demo.raster import place, zbuffer
 from spark_seg.datasets.demo.scene import Pose, sample_light, sample_pose, sun_in_view
 from spark_seg.datasets.demo.shade import Light, shade
@@ -49,7 +58,7 @@ def box_of(labels: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(cols[0]), int(rows[0]), int(cols[-1]), int(rows[-1])
 
 
-def render(seed: int, split: str, index: int, size: int) -> Rendered:
+def render(seed: int, split: str, index: int, size: int, domain: str = DOMAINS[0]) -> Rendered:
     """Renders a frame; the same arguments always give the same pixels.
 
     Args:
@@ -57,24 +66,33 @@ def render(seed: int, split: str, index: int, size: int) -> Rendered:
         split: `train`, `val` or `test`.
         index: Of the frame in its split; settles the craft too.
         size: Width and height in pixels. Poses and backgrounds do not depend on it.
+        domain: `standard`, or `hard` for another look of the same scene (`spark_seg.datasets.demo.domain`).
     """
     name = satellite_of(index)
     mesh = craft(name)
     # One generator per concern, so that a change in one leaves the others' frames alone.
-    streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(4)
-    geometry, behind, lamps, camera = (np.random.default_rng(s) for s in streams)
-    back = background(behind, seed, size)
+    streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(5)
+    geometry, behind, lamps, camera, other = (np.random.default_rng(s) for s in streams)
+    hard = domain == "hard"
+    materials = hard_materials(other) if hard else None
+    textures = seed + OTHER_TEXTURES if hard else seed
+    back = background(behind, textures, size)
     spot = None if back.kind == "earth" else sun_in_view(lamps, back.image)
     box, pose = None, None
     while box is None:  # only where a tiny craft falls between the pixels of a tiny frame
         pose = sample_pose(geometry, name, mesh)
         light = sample_light(lamps, back.kind, back.earth, spot, pose.focal)
+        if hard:
+            light = hard_light(other, light)
         image = back.image.copy()
-        labels = draw_craft(image, mesh, pose, light)
+        labels = draw_craft(image, mesh, pose, light, materials)
         box = box_of(labels)
     bloom(image, labels, camera)
     if spot is not None:
         glare(image, camera, spot)
+    if hard:
+        image = expose(soften(image, camera), hard_camera(other), other, textures)
+        return Rendered(image, labels, box, name, back.kind)
     floor = camera.normal(30, 1.2) if camera.random() < 0.9 else camera.uniform(14, 28)
     image = soften(lift(image, floor), camera)
     deviation = camera.uniform(1.6, 3.4) if camera.random() < 0.85 else camera.uniform(3.4, 7.0)
@@ -84,8 +102,12 @@ def render(seed: int, split: str, index: int, size: int) -> Rendered:
     return Rendered(image, labels, box, name, back.kind)
 
 
-def draw_craft(image: np.ndarray, mesh: Mesh, pose: Pose, light: Light) -> np.ndarray:
+def draw_craft(
+    image: np.ndarray, mesh: Mesh, pose: Pose, light: Light, materials: Table | None = None
+) -> np.ndarray:
     """Draws the craft into `image` [S, S, 3], antialiased, and returns the labels uint8 [S, S].
+
+    `materials` stand in for the usual ones (`materials.table`).
 
     Coverage is settled on a grid twice as fine. Where the four samples of a pixel show one face
     they are shaded as one; a pixel belongs to the craft when two of the four do, and then to the
@@ -125,7 +147,7 @@ def draw_craft(image: np.ndarray, mesh: Mesh, pose: Pose, light: Light) -> np.nd
     middle = (near[wy, wx] + near[wy + 1, wx + 1]) / 2
     iz = np.concatenate([middle, near[my, mx]])
     colour = shade(
-        mesh, soup, k, px, py, iz, pose.rotation, pose.distance, 2 * focal, centre, light
+        mesh, soup, k, px, py, iz, pose.rotation, pose.distance, 2 * focal, centre, light, materials
     )
     # The film's curve: a square root stands for sRGB; the shoulder keeps highlights from clipping
     # flat.

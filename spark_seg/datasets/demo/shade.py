@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from spark_seg.datasets.demo.geometry import Mesh
-from spark_seg.datasets.demo.materials import CELLS, CRINKLE_SIZE, PLAIN, TILES, crinkles, table
+from spark_seg.datasets.demo.materials import (
+    CELLS,
+    CRINKLE_SIZE,
+    PLAIN,
+    TILES,
+    Table,
+    crinkles,
+    table,
+)
 from spark_seg.datasets.demo.raster import Soup, place, zbuffer
 
 _SHADOW_PIXELS = 384
@@ -86,6 +94,7 @@ def shade(
     focal: float,
     centre: tuple[float, float],
     light: Light,
+    materials: Table | None = None,
 ) -> np.ndarray:
     """Linear light leaving K samples of the picture.
 
@@ -97,11 +106,12 @@ def shade(
         rotation: [3, 3], craft to view; `distance`: metres.
         focal, centre: As given to `zbuffer`.
         light: Where the light comes from.
+        materials: In the usual ones' place.
 
     Returns:
         float32 [K, 3], blue first.
     """
-    tab = table()
+    tab = table() if materials is None else materials
     z = 1 / near
     pos = np.stack([(x - centre[0]) * (z / focal), (y - centre[1]) * (z / focal), z], 1)
 
@@ -127,8 +137,9 @@ def shade(
     normal += tilt[:, :1] * ua + tilt[:, 1:] * va
     normal *= 1 / np.sqrt(np.einsum("kc,kc->k", normal, normal))[:, None]
 
-    albedo = tab.albedo.take(mat, axis=0) * (1 + (0.03 + 0.5 * sca[:, 2:3]) * foil[:, 2:3])
-    _pattern(albedo, mat, u, v, z / focal)
+    blotch = 1 + (0.03 + 0.5 * sca[:, 2:3]) * foil[:, 2:3]
+    albedo = tab.albedo.take(mat, axis=0) * np.maximum(blotch, 0)
+    _pattern(albedo, tab, mat, u, v, z / focal)
 
     glow = light.earthshine * (0.5 + 0.5 * (normal @ light.earth)[:, None]) + light.ambient
     colour = albedo * glow
@@ -158,10 +169,14 @@ def shade(
 
 
 def _pattern(
-    albedo: np.ndarray, mat: np.ndarray, u: np.ndarray, v: np.ndarray, foot: np.ndarray
+    albedo: np.ndarray,
+    tab: Table,
+    mat: np.ndarray,
+    u: np.ndarray,
+    v: np.ndarray,
+    foot: np.ndarray,
 ) -> None:
     """Draws grids, tiles, ribs into the albedo [K, 3], in place. `foot`: metres a pixel spans."""
-    tab = table()
     kind = tab.pattern[mat]
     i = np.flatnonzero(kind != PLAIN)
     if not len(i):

@@ -1,7 +1,5 @@
 """The demo data set on disk: a SPARK 2024 tree that is either complete or not there."""
 
-import csv
-import io
 import json
 import multiprocessing
 import os
@@ -16,6 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from spark_seg.atomic import make_folder, user_errors
+from spark_seg.datasets.demo.domain import DOMAINS
+from spark_seg.datasets.demo.files import (
+    Row,
+    measure,
+    names,
+    write_backgrounds,
+    write_csv,
+    write_frame,
+)
 from spark_seg.datasets.layout import SATELLITES
 from spark_seg.errors import UserError
 from spark_seg.progress import Progress
@@ -29,8 +36,6 @@ _MADE_BY = "spark_seg demo data"
 _OURS = ("tree", "old")  # what is being built, what it replaces
 _CHUNK = 4
 _LEAST_SIZE = 32
-
-Row = dict[str, Any]
 
 
 def default_counts(images: int, val: int | None = None, test: int | None = None) -> dict[str, int]:
@@ -51,6 +56,7 @@ def make_demo_data(
     test: int | None = None,
     workers: int | None = None,
     train_size: int | None = None,
+    domain: str = DOMAINS[0],
 ) -> dict[str, Any]:
     """Renders a SPARK 2024 tree of made-up frames; see the package's docstring for how.
 
@@ -69,6 +75,8 @@ def make_demo_data(
         workers: Processes; as many as there are cores for us where None.
         train_size: Width and height of the training frames, `size` where None. Half the side renders
             in a fifth of the time; a training that shrinks its frames that far anyway loses nothing.
+        domain: `standard`, or `hard`: the same craft, poses and masks in other materials, light and
+            background, through a worse camera.
 
     Returns:
         What `demo.json` holds (`images`, `val`, `test`, `size`, `seed`, `version`, `made_by`,
@@ -79,7 +87,7 @@ def make_demo_data(
         UserError: A number makes no sense; `out` holds something that was not made here; the disk
             is full or the folder cannot be written.
     """
-    spec = _spec(images, size, seed, val, test, train_size)
+    spec = _spec(images, size, seed, val, test, train_size, domain)
     root = _checked_root(out)
     workers = _workers(workers, sum(spec[k] for k in ("images", "val", "test")))
     with _beside(root) as partial:
@@ -95,6 +103,7 @@ def ensure_demo_data(
     test: int | None = None,
     workers: int | None = None,
     train_size: int | None = None,
+    domain: str = DOMAINS[0],
 ) -> dict[str, Any]:
     """`make_demo_data`, unless the very same tree is there already.
 
@@ -103,7 +112,7 @@ def ensure_demo_data(
     Returns:
         As `make_demo_data`; `rendered` tells whether there was anything to do.
     """
-    spec = _spec(images, size, seed, val, test, train_size)
+    spec = _spec(images, size, seed, val, test, train_size, domain)
     path = _checked_root(root)
     workers = _workers(workers, sum(spec[k] for k in ("images", "val", "test")))
     present = _present(path, spec)
@@ -114,8 +123,16 @@ def ensure_demo_data(
 
 
 def _spec(
-    images: int, size: int, seed: int, val: int | None, test: int | None, train_size: int | None
+    images: int,
+    size: int,
+    seed: int,
+    val: int | None,
+    test: int | None,
+    train_size: int | None,
+    domain: str,
 ) -> dict[str, Any]:
+    if domain not in DOMAINS:
+        raise UserError(f"demo data: domain must be {' or '.join(DOMAINS)}, not {domain!r}")
     counts = default_counts(images, val, test)
     for name, value, least in (
         ("images", images, 1),
@@ -136,8 +153,10 @@ def _spec(
         "size": size,
         "seed": seed,
     }
-    # Trees that were made without it stay the same trees.
-    return spec if train_size in (None, size) else {**spec, "train_size": train_size}
+    # Trees that were made without them stay the same trees.
+    if train_size not in (None, size):
+        spec["train_size"] = train_size
+    return spec if domain == DOMAINS[0] else {**spec, "domain": domain}
 
 
 def _workers(workers: int | None, frames: int) -> int:
@@ -172,7 +191,9 @@ def _checked_root(out: str | os.PathLike[str]) -> Path:
 
 def _present(root: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
     found = _manifest(root)
-    if found is None or any(found.get(key) != spec.get(key) for key in {"train_size", *spec}):
+    if found is None or any(
+        found.get(key) != spec.get(key) for key in {"train_size", "domain", *spec}
+    ):
         return None
     return {**found, "root": str(root), "seconds": 0.0, "rendered": False}
 
@@ -228,9 +249,9 @@ def _fill(root: Path, partial: Path, spec: dict[str, Any], workers: int) -> dict
         tree.mkdir()
         rows = _render_all(tree, spec, workers)
         for split in ("train", "val"):
-            _write_csv(tree / f"{split}.csv", rows[split])
-        _write_backgrounds(tree / BACKGROUNDS_FILE, [row for part in rows.values() for row in part])
-        manifest = {**spec, "measured": _measure(rows)}
+            write_csv(tree / f"{split}.csv", rows[split])
+        write_backgrounds(tree / BACKGROUNDS_FILE, [row for part in rows.values() for row in part])
+        manifest = {**spec, "measured": measure(rows)}
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         (tree / MANIFEST).write_text(text, encoding="utf-8")
         _checked_root(root)  # nobody else's files may have come in the meantime
@@ -250,8 +271,9 @@ def _render_all(tree: Path, spec: dict[str, Any], workers: int) -> dict[str, lis
                 (tree / kind / name / split).mkdir(parents=True)
     (tree / "stream-1-test").mkdir()
     (tree / "stream-1-test-truth").mkdir()
+    domain = spec.get("domain", DOMAINS[0])
     chunks = [
-        (str(tree), spec["seed"], sizes[split], split, range(i, min(i + _CHUNK, count)))
+        (str(tree), spec["seed"], sizes[split], split, range(i, min(i + _CHUNK, count)), domain)
         for split, count in counts.items()
         for i in range(0, count, _CHUNK)
     ]
@@ -266,7 +288,7 @@ def _render_all(tree: Path, spec: dict[str, Any], workers: int) -> dict[str, lis
     return rows
 
 
-Chunk = tuple[str, int, int, str, range]
+Chunk = tuple[str, int, int, str, range, str]
 
 
 def _run(chunks: list[Chunk], workers: int) -> Iterator[list[Row]]:
@@ -306,90 +328,24 @@ def write_chunk(chunk: Chunk) -> list[Row]:
 
     from spark_seg.datasets.demo.render import render, satellite_of
 
-    folder, seed, size, split, indices = chunk
+    folder, seed, size, split, indices, domain = chunk
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         rows = []
         for index in indices:
-            frame = render(seed, split, index, size)
+            frame = render(seed, split, index, size, domain)
             assert frame.satellite == satellite_of(index)
-            names = _names(split, index, frame.satellite)
-            _write_frame(Path(folder), names, frame.image, frame.labels, lossless=split == "test")
+            paths = names(split, index, frame.satellite)
+            write_frame(Path(folder), paths, frame.image, frame.labels, lossless=split == "test")
             area = (frame.box[2] - frame.box[0] + 1) * (frame.box[3] - frame.box[1] + 1)
             body, panel = int((frame.labels == 1).sum()), int((frame.labels == 2).sum())
             shares = {"body": body / size**2, "panel": panel / size**2, "box_area": area / size**2}
             rows.append(
                 {"split": split, "index": index, "satellite": frame.satellite, "box": frame.box}
-                | {"names": names, "background": frame.background}
+                | {"names": paths, "background": frame.background}
                 | shares
             )
     finally:
         cv2.setNumThreads(threads)
     return rows
-
-
-def _names(split: str, index: int, satellite: str) -> tuple[str, str]:
-    """Paths of image and mask in the tree. Numbers start again with every satellite."""
-    if split == "test":
-        stem = f"test_{index:05d}"
-        return f"stream-1-test/{stem}_img.jpg", f"stream-1-test-truth/{stem}_layer.png"
-    stem = f"image_{index // len(SATELLITES) + 1:05d}"
-    place = f"{satellite}/{split}/{stem}"
-    return f"images/{place}_img.jpg", f"mask/{place}_layer.jpg"
-
-
-def _write_frame(
-    folder: Path, names: tuple[str, str], image: Any, labels: Any, lossless: bool
-) -> None:
-    import cv2
-
-    from spark_seg.labels import colorize
-
-    jpeg = [cv2.IMWRITE_JPEG_QUALITY, 95]
-    jpeg += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
-    colours = colorize(labels)[..., ::-1]  # OpenCV writes blue first
-    mask = cv2.imencode(".png", colours) if lossless else cv2.imencode(".jpg", colours, jpeg)
-    for name, (_, data) in zip(names, (cv2.imencode(".jpg", image, jpeg), mask), strict=True):
-        (folder / name).write_bytes(data.tobytes())
-
-
-def _write_csv(path: Path, rows: list[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["Image name", "Mask name", "Class", "Bounding box"])
-    for row in rows:
-        image, mask = (Path(name).name for name in row["names"])
-        writer.writerow([image, mask, row["satellite"], str(tuple(row["box"]))])
-    path.write_text(text.getvalue(), encoding="utf-8")
-
-
-def _write_backgrounds(path: Path, rows: list[Row]) -> None:
-    """The background of each image under the id that the data set gives it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "background"])
-    for row in rows:
-        image = row["names"][0].removesuffix("_img.jpg")
-        writer.writerow([image.split("/", 1)[1], row["background"]])
-    path.write_text(text.getvalue(), encoding="utf-8")
-
-
-def _measure(rows: dict[str, list[Row]]) -> dict[str, float]:
-    """Shares of pixels, frames and boxes over all splits, rounded to 5 digits."""
-    every = [row for split in ("train", "val", "test") for row in rows[split]]
-    areas = sorted(row["box_area"] for row in every)
-    n = len(every)
-    body, panel = (sum(row[key] for row in every) / n for key in ("body", "panel"))
-    found = {
-        "background": 1 - body - panel,
-        "body": body,
-        "panel": panel,
-        "frames_without_panel": sum(row["panel"] == 0 for row in every) / n,
-        "box_mean": sum(areas) / n,
-        "box_median": areas[n // 2],
-        "box_5th_percentile": areas[int(0.05 * n)],
-        "box_least": areas[0],
-        "box_most": areas[-1],
-    }
-    return {key: round(value, 5) for key, value in found.items()}

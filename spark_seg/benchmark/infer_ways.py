@@ -1,0 +1,148 @@
+"""The ways from image files to submission.zip that `benchmark infer` races.
+
+Each has `timed(folder, count)`: predicts the first `count` images into `folder` and returns seconds, CPU seconds of all
+threads and processes, and the zip.
+"""
+
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from mmengine.config import Config
+
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def prepare(path: str, size: int) -> "torch.Tensor":
+    """An image as the first project gives it to the network: float32 [1, 3, size, size], RGB, normalised."""
+    import torch
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    values = (np.asarray(small, np.float32) - np.asarray(_MEAN, np.float32)) / np.asarray(
+        _STD, np.float32
+    )
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
+
+
+class FirstProject:
+    """As its inference script goes."""
+
+    def __init__(self, cfg: "Config", model: Any, images: Sequence[str]) -> None:
+        self.model, self.size, self.images = model, cfg.image_size, images
+
+    def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
+        start = _clock()
+        for path in self.images[:count]:
+            self._predict(path, folder)
+        target = folder / "submission.zip"
+        with zipfile.ZipFile(target, "w") as archive:
+            for file in sorted(folder.glob("*.npz")):
+                archive.write(file, file.name)
+        return (*_since(start), target)
+
+    def _predict(self, path: str, folder: Path) -> None:
+        import torch
+        from PIL import Image
+
+        from spark_seg.submission.members import member_name
+
+        with torch.no_grad():
+            logits = self.model(prepare(path, self.size), mode="tensor")
+            full = torch.nn.functional.interpolate(
+                logits, (self.size, self.size), mode="bilinear", align_corners=False
+            )
+            labels = full.argmax(1)[0].numpy()
+        colours = np.zeros((*labels.shape, 3), np.uint8)
+        colours[labels == 1] = (255, 0, 0)
+        colours[labels == 2] = (0, 0, 255)
+        with Image.open(path) as image:
+            own = image.size
+        picture = Image.fromarray(colours).resize(own, Image.Resampling.NEAREST)
+        np.savez_compressed(folder / member_name(path), data=np.asarray(picture) > 127)
+
+
+class Ours:
+    """What `spark_seg.submission.run.infer` does once the weights are read."""
+
+    def __init__(
+        self, cfg: "Config", weights: "dict[str, torch.Tensor]", images: Sequence[str]
+    ) -> None:
+        import copy
+
+        self.cfg, self.weights, self.images = copy.deepcopy(cfg), weights, images
+
+    def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
+        from spark_seg.engine.build import prediction_runner
+        from spark_seg.submission.metric import SubmissionMetric
+        from spark_seg.submission.writer import SubmissionWriter
+
+        loader = _first(self.cfg, self.images, count)
+        metric = SubmissionMetric(SubmissionWriter(folder, self.images[:count]))
+        runner = prediction_runner(self.cfg, self.weights, "memory", loader, metric, "single")
+        start = _clock()
+        runner.test()
+        return (*_since(start), metric.writer.zip_path)
+
+
+class OursExported:
+    """The same through an exported model (`infer.py --backend`), exported and compiled before the clock starts."""
+
+    def __init__(
+        self, cfg: "Config", model: Any, images: Sequence[str], backend: str, precision: str
+    ) -> None:
+        import copy
+
+        from spark_seg.export.backends import ExportedSegmentor, load_backend
+        from spark_seg.export.graph import Graph, export_onnx, save_openvino, to_openvino
+
+        self.cfg, self.images = copy.deepcopy(cfg), images
+        graph, size = Graph(model), int(cfg.image_size)
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "model.xml"
+            if backend == "openvino":
+                path = save_openvino(to_openvino(graph, size), path)
+            else:
+                path = export_onnx(graph, size, path.with_suffix(".onnx"))
+            run = load_backend(path, backend, precision)
+        self.segmentor = ExportedSegmentor(run, size, "benchmark")
+
+    def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
+        from spark_seg.submission.metric import SubmissionMetric
+        from spark_seg.submission.run import predict_through
+        from spark_seg.submission.writer import SubmissionWriter
+
+        loader = _first(self.cfg, self.images, count)
+        metric = SubmissionMetric(SubmissionWriter(folder, self.images[:count]))
+        start = _clock()
+        try:
+            predict_through(self.segmentor, loader, metric)
+        finally:
+            metric.background.close()
+        return (*_since(start), metric.writer.zip_path)
+
+
+def _first(cfg: "Config", images: Sequence[str], count: int) -> Any:
+    """The config's test loader, for the first images alone."""
+    loader = cfg.test_dataloader
+    loader.dataset.subset = [Path(path).stem.removesuffix("_img") for path in images][:count]
+    return loader
+
+
+def _clock() -> tuple[float, float]:
+    """Time, and CPU time of this process and its ended children, in seconds."""
+    return time.perf_counter(), sum(os.times()[:4])
+
+
+def _since(start: tuple[float, float]) -> tuple[float, float]:
+    now = _clock()
+    return now[0] - start[0], now[1] - start[1]
