@@ -199,7 +199,9 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
     import spark_seg.register  # noqa: F401
+    from spark_seg.datasets.memory import reuse_memory
 
+    reuse_memory()  # as training does, and its workers with it
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

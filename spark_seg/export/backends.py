@@ -104,7 +104,8 @@ class ExportedSegmentor:
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """N tensors uint8 [3, H, W] -> logits fp32 [N, C, H / 4, W / 4]."""
-        images = torch.stack(list(inputs)).contiguous()
+        # one picture needs no copy
+        images = torch.stack(list(inputs)) if len(inputs) > 1 else inputs[0][None].contiguous()
         if tuple(images.shape[2:]) != (self.size, self.size):
             raise UserError(
                 f"the exported model takes {self.size} x {self.size} pixels and the test pipeline makes "

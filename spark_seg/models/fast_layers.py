@@ -8,7 +8,8 @@ Shapes: B images, C input and O output channels, H and W of a feature map, L = H
 attention head. An NCHW map here is nearly always a view of a contiguous [B, H, W, C]: permuting it then costs nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,29 @@ def nlc_to_nchw(x: Tensor, hw: Sequence[int]) -> Tensor:
 def nchw_to_nlc(x: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, L, C], contiguous; a view where `x` has its channels last."""
     return to_nhwc(x).flatten(1, 2).contiguous()
+
+
+@contextmanager
+def made_again(value: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
+    """Inside, autograd keeps no `value` for the backward pass: there it is what `make` returns, the very same numbers.
+
+    For what costs little time and much memory. `make` must hold on to nothing that would not be kept anyway.
+    """
+    # by the storage's place, as tensors of FakeTensorMode have no data; nothing here may hold `value` itself
+    place, count, dtype = value.untyped_storage()._cdata, value.numel(), value.dtype
+
+    def pack(x: Tensor) -> Any:
+        same = x.untyped_storage()._cdata == place and (x.numel(), x.dtype) == (count, dtype)
+        return x.shape if same and x.is_contiguous() else x
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return make().view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 class PointwiseConv2d(Conv2d):

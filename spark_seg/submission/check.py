@@ -6,6 +6,7 @@ python -m spark_seg.submission.check submission.zip --images FOLDER
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from spark_seg.submission.members import (
 )
 
 _SHOWN = 10
+_THREADS = 8
 
 
 @dataclass
@@ -218,33 +220,54 @@ def check_zip(
         report.problems += structure(infos, list(expected))
         by_name = {info.filename: info for info in infos if info.filename in expected}
         first: dict[str, str] = {}
-        for name in _shown(list(by_name), progress):
-            image = expected[name]
-            size = image_size(image) if os.path.isfile(image) else None
-            try:
-                labels, dtype = read_labels(archive, by_name[name], size)
-            except UserError as error:
-                report.problems.append(str(error))
+        for name, found in _inspected(archive, by_name, expected, progress):
+            if isinstance(found, UserError):
+                report.problems.append(str(found))
                 report.bad.append(name)
                 continue
             report.good += 1
-            report.empty += not labels.any()
-            report.dtypes[dtype] = report.dtypes.get(dtype, 0) + 1
-            first.setdefault(dtype, name)
-            height, width = labels.shape
-            report.sizes[height, width] = report.sizes.get((height, width), 0) + 1
+            report.empty += found.empty
+            report.dtypes[found.dtype] = report.dtypes.get(found.dtype, 0) + 1
+            first.setdefault(found.dtype, name)
+            report.sizes[found.size] = report.sizes.get(found.size, 0) + 1
     if len(report.dtypes) > 1:
         told = ", ".join(f"{n} {d} (first {first[d]})" for d, n in sorted(report.dtypes.items()))
         report.problems.append(f"the members' dtypes are mixed: {told}")
     return report
 
 
-def _shown(names: list[str], progress: bool) -> Iterator[str]:
-    bar = Progress(len(names), "check") if progress and names else None
-    for name in names:
-        yield name
-        if bar is not None:
-            bar.update()
+@dataclass(frozen=True)
+class _Member:
+    empty: bool
+    dtype: str
+    size: Size
+
+
+def _inspected(
+    archive: zipfile.ZipFile,
+    members: dict[str, zipfile.ZipInfo],
+    images: dict[str, str],
+    progress: bool,
+) -> Iterator[tuple[str, _Member | UserError]]:
+    """What each member is, in their order; a few at a time, as unpacking leaves the interpreter to others."""
+
+    def inspect(name: str) -> _Member | UserError:
+        size = image_size(images[name]) if os.path.isfile(images[name]) else None
+        try:
+            labels, dtype = read_labels(archive, members[name], size)
+        except UserError as error:
+            return error
+        return _Member(not labels.any(), dtype, labels.shape)
+
+    bar = Progress(len(members), "check") if progress and members else None
+    pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    try:
+        for name, found in zip(members, pool.map(inspect, members), strict=True):
+            yield name, found
+            if bar is not None:
+                bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
     if bar is not None:
         bar.close()
 

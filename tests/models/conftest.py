@@ -1,4 +1,4 @@
-"""Builds the networks of `configs/_base_/models`, which leave `$num_classes` open."""
+"""Builds the networks of `configs/_base_/models`, which leave `$num_classes` and `$activation_checkpointing` open."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,9 @@ def model_config() -> Callable[..., Any]:
         cfg = Config.fromfile(CONFIGS / f"segformer_mit-{variant}.py").model
         assert cfg.decode_head.num_classes == "$num_classes"
         cfg.decode_head.num_classes = num_classes
+        # an open value would count as true, and every block would be computed twice
+        assert cfg.backbone.with_cp == "$activation_checkpointing"
+        cfg.backbone.with_cp = False
         return cfg
 
     return config

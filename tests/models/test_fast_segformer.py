@@ -212,6 +212,42 @@ def test_activation_checkpointing(pair: tuple[Any, Any]) -> None:
         assert_same(fast, stock, image())
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_outputs_of_gelu_are_not_kept(pair: tuple[Any, Any], bf16: bool) -> None:
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    _, fast = pair
+    networks = [m for m in fast.modules() if hasattr(m, "layers") and len(m.layers) == 6]
+    assert len(networks) == 8
+    kept = []
+    for module in networks:
+        module.layers[2].register_forward_hook(
+            lambda _, given, out: kept.append(
+                [StorageWeakRef(t.untyped_storage()) for t in (given[0], out)]
+            )
+        )
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        out = fast(image()).float().square().mean()
+    assert [[ref.expired() for ref in refs] for refs in kept] == [[False, True]] * 8
+    out.backward()
+
+
+def test_what_is_made_again_is_right() -> None:
+    from spark_seg.models.fast_layers import made_again
+
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+
+    def branch(hidden: Tensor, weight: Tensor) -> Tensor:
+        value = torch.sigmoid(hidden)
+        with made_again(value, lambda: torch.sigmoid(hidden)):
+            return nn.functional.linear(value, weight)
+
+    assert torch.autograd.gradcheck(branch, (hidden, weight))
+    assert torch.autograd.gradgradcheck(branch, (hidden, weight))
+
+
 def test_frozen_backbone(pair: tuple[Any, Any]) -> None:
     stock, fast = pair
     freeze_backbone(stock)
