@@ -2,9 +2,9 @@
 
 That way, as its inference script goes: PIL decodes, resizes bilinearly to the network's size and normalises; mmseg's
 own model in fp32 with its own forwards; logits bilinearly to the network's size, `argmax`, a picture of colours, PIL's
-nearest to the image's size, a threshold, `np.savez_compressed`, and all files into one zip. Ours is what
-`tools/infer.py` runs, the check of the finished zip and the start of the loader's workers counted in; building the
-model is counted in neither.
+nearest to the image's size, a threshold, `np.savez_compressed`, and all files into one zip; in a process of its own,
+with the allocator's settings as they come. Ours is what `tools/infer.py` runs, the check of the finished zip and the
+start of the loader's workers counted in; building the model is counted in neither.
 
 `--roi` races two passes (`spark_seg.models.roi`) against whole frames of 1024 px; see `spark_seg.benchmark.roi`.
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spark_seg.benchmark.infer_ways import FirstProject, Ours, OursExported, prepare
+from spark_seg.benchmark.infer_ways import FirstProjectAlone, Ours, OursExported, prepare
 from spark_seg.errors import UserError
 
 if TYPE_CHECKING:
@@ -169,7 +169,9 @@ def _race(
 ) -> list[dict[str, Any]]:
     """All ways, one pass of each in turn; the first turn warms up with fewer images."""
     model, weights = model_of(cfg, checkpoint, tree)
-    ways: dict[tuple[str, str], Any] = {("infer_fp32", STOCK): FirstProject(cfg, model, images)}
+    ways: dict[tuple[str, str], Any] = {
+        ("infer_fp32", STOCK): FirstProjectAlone(cfg, weights, images)
+    }
     for precision in args.precisions:
         cfg.precision = precision
         case = f"infer_{precision}"

@@ -4,6 +4,7 @@ Each has `timed(folder, count)`: predicts the first `count` images into `folder`
 threads and processes, and the zip.
 """
 
+import multiprocessing
 import os
 import tempfile
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from spark_seg.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +72,62 @@ class FirstProject:
             own = image.size
         picture = Image.fromarray(colours).resize(own, Image.Resampling.NEAREST)
         np.savez_compressed(folder / member_name(path), data=np.asarray(picture) > 127)
+
+
+class FirstProjectAlone:
+    """`FirstProject` in a process of its own.
+
+    This package tells the C library's allocator to keep freed memory (`spark_seg.datasets.memory`), for a whole process
+    and for good. The first project never did; beside ours it would run with a setting that is not its own.
+    """
+
+    def __init__(
+        self, cfg: "Config", weights: "dict[str, torch.Tensor]", images: Sequence[str]
+    ) -> None:
+        import torch
+
+        context = multiprocessing.get_context("spawn")
+        self.here, there = context.Pipe()
+        threads = torch.get_num_threads()
+        plain = {name: tensor.numpy() for name, tensor in weights.items()}
+        given = (there, cfg.model.to_dict(), int(cfg.image_size), plain, list(images), threads)
+        self.process = context.Process(target=_serve, args=given, daemon=True)
+        self.process.start()
+        there.close()
+
+    def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
+        self.here.send((folder, count))
+        try:
+            return self.here.recv()
+        except EOFError:
+            raise UserError("the first project's way: its process died (out of memory?)") from None
+
+
+def _serve(
+    there: Any,
+    model: dict[str, Any],
+    size: int,
+    weights: dict[str, Any],
+    images: list[str],
+    threads: int,
+) -> None:
+    import torch
+    from mmengine.config import ConfigDict
+
+    from spark_seg import register  # noqa: F401
+
+    from mmseg.registry import MODELS  # isort: skip
+
+    torch.set_num_threads(threads)
+    built = MODELS.build(model).eval()
+    built.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    way = FirstProject(ConfigDict(image_size=size), built, images)
+    while True:
+        try:
+            folder, count = there.recv()
+        except EOFError:
+            return
+        there.send(way.timed(folder, count))
 
 
 class Ours:
