@@ -53,7 +53,7 @@ def test_quickstart(tmp_path: Path) -> None:
     score = json.loads((run / "submission" / "score.json").read_text())
     reached.update(val=metrics["mIoU/foreground"], test=score["mIoU/foreground"])
     assert seconds < 600
-    assert reached["val"] > 0.2, "it learned something"
+    assert reached["val"] > 0.5, "it learned"
     looked_for = (
         "test_val/table.txt",
         "test_val/overlays.png",
