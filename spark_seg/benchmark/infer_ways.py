@@ -99,7 +99,7 @@ class FirstProjectAlone:
         self.here.send((folder, count))
         try:
             return self.here.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise UserError("the first project's way: its process died (out of memory?)") from None
 
 
@@ -113,11 +113,13 @@ def _serve(
 ) -> None:
     import torch
     from mmengine.config import ConfigDict
+    from mmengine.registry import init_default_scope
 
     from spark_seg import register  # noqa: F401
 
     from mmseg.registry import MODELS  # isort: skip
 
+    init_default_scope("mmseg")
     torch.set_num_threads(threads)
     built = MODELS.build(model).eval()
     built.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
