@@ -99,6 +99,9 @@ def race(
 ) -> dict[str, dict[str, float]]:
     """Times several calls in turn, so that what else the machine does meets all of them alike.
 
+    Before each timed call that takes under a second comes one of the same that does not count: threads of the call
+    before wait for work by spinning, and would take the processors from a runtime that has threads of its own.
+
     Args:
         calls: What competes, by name. One that runs out of memory in its warm-up is left out.
         repeat: Rounds that count, at least 1.
@@ -111,11 +114,15 @@ def race(
         before it (RSS; GPU: allocated).
     """
     peaks: dict[str, float] = {}
+    quick = set()
     for name, call in calls.items():
         try:
             for _ in range(warmup):
                 call()
+            start = time.perf_counter()
             peaks[name] = peak_memory(call, cuda)
+            if time.perf_counter() - start < 1:
+                quick.add(name)
         except (
             RuntimeError
         ) as error:  # torch.OutOfMemoryError is one; on CPUs torch has no class for it
@@ -126,6 +133,8 @@ def race(
     own: dict[str, list[float]] = {name: [] for name in peaks}
     for _ in range(repeat):
         for name in peaks:
+            if name in quick:
+                calls[name]()
             busy = time.process_time()
             times[name].append(_milliseconds(calls[name], cuda))
             own[name].append(1e3 * (time.process_time() - busy))
