@@ -14,12 +14,12 @@ python=.venv/bin/python
 step() { echo && echo "== $1"; }
 
 # On a CPU two processes of half the cores each, in bf16 where the processor computes in it, make more than twice as many
-# windows a second as one process of all cores in fp32; twice the epochs fit the ten minutes then.
+# windows a second as one process of all cores in fp32; more epochs fit the ten minutes then.
 train() {
     local cores options=()
     cores=$(nproc 2>/dev/null || echo 1)
     if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
-        options=(--cfg-options precision=bf16 epochs=24 val_every=24)
+        options=(--cfg-options precision=bf16 epochs=18 val_every=18)
     fi
     if command -v nvidia-smi >/dev/null || [ "$cores" -lt 2 ]; then
         "$python" tools/train.py "configs/$config.py" "$@"
