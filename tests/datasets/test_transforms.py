@@ -349,3 +349,17 @@ def test_speed_of_the_training_pipeline(tmp_path):
     finally:
         cv2.setNumThreads(threads)
     assert min(times) < 0.03, f"{1000 * min(times):.1f} ms"
+
+
+def test_scale_as_two_factors():
+    from spark_seg.datasets.transforms.geometry import RandomWarp
+
+    still = dict(hflip=0, vflip=0, rotation=0, shift=0)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    given = {"img": image, "gt_seg_map": np.zeros((64, 64), np.uint8), "seg_fields": ["gt_seg_map"]}
+    out = RandomWarp(size=64, scale=(0.5, 0.5), **still).transform(dict(given))
+    inside = out["gt_seg_map"] != 255
+    assert abs(inside.mean() - 0.25) < 0.02, "half as large in each direction"
+    for wrong in ((0.8, 0.7), (0, 1), (0.5,), (1, 5)):
+        with pytest.raises(UserError, match="two factors"):
+            RandomWarp(size=64, scale=wrong)

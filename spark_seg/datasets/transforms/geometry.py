@@ -126,7 +126,7 @@ class RandomWarp(BaseTransform):
         hflip: Probability of mirroring left and right.
         vflip: Probability of mirroring top and bottom.
         rotation: Largest angle in degrees, drawn evenly from both sides of zero.
-        scale: Largest relative change of size: 0.2 draws a factor from 0.8 to 1.2.
+        scale: Largest relative change of size: 0.2 draws a factor from 0.8 to 1.2; or the two factors themselves.
         shift: Largest shift as a share of the new width and height.
         crop: Side or `(height, width)` of the window, at a random place, in pixels or, as a
             float up to 1, as a share of `size`; None keeps the whole frame.
@@ -147,7 +147,7 @@ class RandomWarp(BaseTransform):
         hflip: float = 0.5,
         vflip: float = 0.5,
         rotation: float = 30.0,
-        scale: float = 0.2,
+        scale: float | Sequence[float] = 0.2,
         shift: float = 0.1,
         crop: Size | float | None = None,
         focus: float = 0.0,
@@ -179,8 +179,7 @@ class RandomWarp(BaseTransform):
                 raise UserError(f"{name}={value!r}: must lie between 0 and {top}")
         if not 0 <= rotation <= 180:
             raise UserError(f"rotation={rotation!r}: must lie between 0 and 180 degrees")
-        if not 0 <= scale < 1:
-            raise UserError(f"scale={scale!r}: must lie between 0 and below 1")
+        self.change = _changes_of_size(scale)
         self.hflip, self.vflip = hflip, vflip
         self.rotation, self.scale, self.shift = rotation, scale, shift
         for name, value in (("focus", focus), ("least", least), ("cat_max_ratio", cat_max_ratio)):
@@ -209,7 +208,7 @@ class RandomWarp(BaseTransform):
             focus: See the class.
         """
         angle = np.random.uniform(-self.rotation, self.rotation)
-        factor = 1 + np.random.uniform(-self.scale, self.scale)
+        factor = 1 + np.random.uniform(*self.change)
         shift = np.random.uniform(-self.shift, self.shift, 2)
         flips = (np.random.rand() < self.hflip, np.random.rand() < self.vflip)
         place = _anywhere(size, crop)
@@ -249,6 +248,19 @@ class RandomWarp(BaseTransform):
             f"focus={self.focus}, cat_max_ratio={self.cat_max_ratio}, turns={self.turns}, "
             f"least={self.least})"
         )
+
+
+def _changes_of_size(scale: float | Sequence[float]) -> tuple[float, float]:
+    """The least and the largest relative change of size that `RandomWarp`'s `scale` stands for."""
+    if isinstance(scale, Sequence):
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 4:
+            raise UserError(
+                f"scale={scale!r}: as two factors they must rise and lie between 0 and 4"
+            )
+        return scale[0] - 1, scale[1] - 1
+    if not 0 <= scale < 1:
+        raise UserError(f"scale={scale!r}: must lie between 0 and below 1")
+    return -scale, scale
 
 
 def _anywhere(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
