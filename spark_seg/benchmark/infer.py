@@ -112,6 +112,10 @@ def _check(args: argparse.Namespace) -> None:
     for backend in args.backends:
         if backend not in ("pytorch", "openvino", "onnxruntime"):
             raise UserError(f"--backends {backend}: pytorch, openvino or onnxruntime")
+    if "onnxruntime" in args.backends and "fp32" not in args.precisions:
+        raise UserError(
+            "--backends onnxruntime: it computes in fp32 only, add that to --precisions"
+        )
     if args.roi and args.backends != ["pytorch"]:
         raise UserError("--roi: two passes run in PyTorch only, leave --backends out")
     if args.images < 1 or args.repeat < 1 or min(args.sizes) < 32:

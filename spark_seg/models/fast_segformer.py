@@ -5,7 +5,7 @@
 - Attention by `scaled_dot_product_attention`; mmseg asks for the averaged weights and drops them.
 - The feed-forward network's 1x1 convolutions are matrix products of tokens as they lie, between them a depthwise
   convolution with channels last: no copies from tokens to maps and back.
-- Training keeps GELU's inputs and not its outputs: a tenth less memory for a hundredth more time.
+- Training keeps GELU's inputs and not its outputs, which are made again: much less memory for little time.
 - The head's fusion convolution acts on each scale before it is upsampled (`fast_layers.SumConv2d`).
 - In eval mode the head's norms are folded into its convolutions.
 - Drop path is one pass over the residual, the head's dropout acts on the classifier's weights. Both draw the

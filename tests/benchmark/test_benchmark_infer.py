@@ -78,6 +78,7 @@ def test_the_first_projects_way_makes_a_zip_that_passes(tmp_path: Path) -> None:
         (["--precisions", "fp16"], "--precisions fp16"),
         (["--backends", "tensorrt"], "--backends tensorrt"),
         (["--backends", "openvino", "--roi", "known"], "--roi"),
+        (["--backends", "onnxruntime", "--precisions", "bf16"], "fp32 only"),
         (["--images", "0"], "--images"),
         (["--workers", "-1"], "--workers"),
         (["--checkpoints", "a.pth"], "1 files for 2 variants"),
