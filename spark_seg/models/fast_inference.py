@@ -23,15 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spark_seg.models import depthwise
 from spark_seg.models.bands import bands_of, upsample_rows, whole_factor
 from spark_seg.models.fast_layers import (
     Affine,
     attend,
+    is_patchwise,
     nchw_to_nlc,
     nlc_to_nchw,
     norm_as_affine,
+    patches_linear,
     to_nchw,
+    to_nhwc,
 )
+from spark_seg.models.graphs import Recorded
 
 Layer = Callable[[Tensor], Tensor]
 _ROWS = 1024  # tokens that packed weights are laid out for; others work too
@@ -85,6 +90,10 @@ def convolution(conv: nn.Conv2d, dtype: torch.dtype, after: str = "none") -> Lay
     module: Any = conv  # its padding may be a name, in general
     stride, padding, dilation = list(module.stride), list(module.padding), list(module.dilation)
     groups = conv.groups
+    if after == "gelu" and weight.is_cuda and depthwise.usable(weight, conv):
+        return lambda x: to_nchw(depthwise.depthwise_gelu(to_nhwc(x).contiguous(), weight, bias))
+    if weight.is_cuda and is_patchwise(conv):
+        return _patches(weight, bias)
     if fused_operators(weight.device, dtype):
         size = [1, conv.in_channels, 64, 64]
         packed = torch.ops.mkldnn._reorder_convolution_weight(
@@ -99,6 +108,19 @@ def convolution(conv: nn.Conv2d, dtype: torch.dtype, after: str = "none") -> Lay
         return F.gelu(out) if after == "gelu" else out
 
     return plain
+
+
+def _patches(weight: Tensor, bias: Tensor | None) -> Layer:
+    """A convolution of patches that do not overlap; maps whose borders it would leave out go the usual way."""
+    size = weight.shape[2]
+    matrix = weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+
+    def run(x: Tensor) -> Tensor:
+        if x.shape[2] % size or x.shape[3] % size:
+            return F.conv2d(x, weight, bias, size)
+        return patches_linear(x, size, matrix, bias)
+
+    return run
 
 
 def layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Layer:
@@ -238,9 +260,13 @@ class FrozenBackbone(Frozen):
         super().__init__(dtype)
         self.stages = [FrozenStage(e, b, n, dtype) for e, b, n in module.layers]
         self.kept = module.out_indices
+        self.recorded = Recorded(self._maps)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Images [B, 3, H, W] -> maps [B, C_i, H_i, W_i] with channels last."""
+        return list(self.recorded(x))
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         outs = []
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.dtype, memory_format=torch.channels_last)
@@ -269,9 +295,13 @@ class FrozenHead(Frozen):
         self.resize = {"mode": module.interpolate_mode, "align_corners": module.align_corners}
         self.bilinear = module.interpolate_mode == "bilinear" and not module.align_corners
         self.width, self.classes = module.channels, module.conv_seg.out_channels
+        self.recorded = Recorded(lambda *maps: [self._logits(maps)])
 
     def __call__(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps [B, C_i, H_i, W_i] -> logits [B, classes, H_0, W_0]."""
+        return self.recorded(*maps)[0]
+
+    def _logits(self, maps: Sequence[Tensor]) -> Tensor:
         batch, _, height, width = maps[0].shape
         with torch.autocast(maps[0].device.type, enabled=False):
             x, *rest = (x.to(self.dtype) for x in maps)

@@ -19,6 +19,9 @@ from mmcv.cnn.bricks.wrappers import Conv2d
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
+from spark_seg.models import depthwise
+from spark_seg.models.resizing import enlarge
+
 Affine = tuple[Tensor, Tensor]  # scale [O] and shift [O]
 _SCORES = (
     1 << 22
@@ -126,7 +129,11 @@ class SumConv2d(PointwiseConv2d):
             # The bias once, with the smallest map: resizing leaves a constant as it is.
             out = to_nchw(F.linear(to_nhwc(x), part, bias if total is None else None))
             if x.shape[2:] != size:
-                out = resize(out, size=size, mode=mode, align_corners=align_corners)
+                plain = mode == "bilinear" and not align_corners
+                if plain:
+                    out = enlarge(out, (size[0], size[1]))
+                else:
+                    out = resize(out, size=size, mode=mode, align_corners=align_corners)
             if total is None:
                 total = out
             elif torch.is_grad_enabled():
@@ -135,6 +142,41 @@ class SumConv2d(PointwiseConv2d):
                 total.add_(out)
         assert total is not None
         return total
+
+
+class DepthwiseConv2d(Conv2d):
+    """The feed-forward network's depthwise convolution."""
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]; with `gelu` (where `depthwise.usable` says so) followed by GELU."""
+        if not gelu:
+            return super().forward(x)
+        tokens = to_nhwc(x).contiguous()
+        return to_nchw(depthwise.depthwise_gelu(tokens, self.weight, self.bias))
+
+
+def is_patchwise(conv: Any) -> bool:
+    """Whether a convolution takes square patches that do not overlap."""
+    size = conv.kernel_size
+    plain = (conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
+    return bool(plain and size == conv.stride and size[0] == size[1])
+
+
+def patches_linear(x: Tensor, size: int, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map [O, size * size * C] of the patches of [B, C, H, W] with channels last -> [B, O, H / size, W / size]."""
+    parts = to_nhwc(x).unflatten(2, (-1, size)).unflatten(1, (-1, size))
+    return to_nchw(F.linear(parts.transpose(2, 3).flatten(3), matrix, bias))
+
+
+class PatchConv2d(Conv2d):
+    """A convolution of patches that do not overlap, on a GPU as the linear map of each that it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] with channels last -> [B, O, H / P, W / P], for a kernel and stride of P."""
+        size = self.kernel_size[0]
+        if not x.is_cuda or x.shape[2] % size or x.shape[3] % size:
+            return super().forward(x)  # on CPUs oneDNN's convolution is as fast
+        return patches_linear(x, size, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
 class FastSelfAttention(nn.MultiheadAttention):

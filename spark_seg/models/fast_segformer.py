@@ -28,12 +28,16 @@ from mmseg.models.utils import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spark_seg.models.depthwise import usable
 from spark_seg.models.fast_layers import (
+    DepthwiseConv2d,
     FastConvModule,
     FastFusionModule,
     FastSelfAttention,
+    PatchConv2d,
     PointwiseConv2d,
     SumConv2d,
+    is_patchwise,
     made_again,
     nchw_to_nlc,
     nlc_to_nchw,
@@ -98,7 +102,12 @@ class FastMixFFN(MixFFN):
     def forward(self, x: Tensor, hw_shape: Sequence[int], identity: Tensor | None = None) -> Tensor:
         """Tokens [B, L, C] of a map of `hw_shape` (H, W), and what they are added to [B, L, C] -> [B, L, C]."""
         fc1, depthwise, activate, drop, fc2, _ = self.layers
-        hidden = nchw_to_nlc(depthwise(nlc_to_nchw(fc1(x), hw_shape)))
+        wide = nlc_to_nchw(fc1(x), hw_shape)
+        gelu = type(activate) is nn.GELU and activate.approximate == "none"
+        if gelu and usable(wide, depthwise):
+            out = fc2(drop(nchw_to_nlc(depthwise(wide, gelu=True))))
+            return add_branch(x if identity is None else identity, drop(out), self.dropout_layer)
+        hidden = nchw_to_nlc(depthwise(wide))
         out = drop(activate(hidden))
         # Of three maps four times as wide as the stage's, one need not be kept: GELU's input is, its output is cheap.
         again = type(activate) is nn.GELU and (drop.p == 0 or not drop.training)
@@ -199,6 +208,8 @@ def _convert_ffn(module: MixFFN) -> bool:
     if not (_is_pointwise(fc1) and isinstance(depthwise, nn.Conv2d) and _is_pointwise(fc2)):
         return False
     fc1.__class__ = fc2.__class__ = PointwiseConv2d
+    if type(depthwise) in (nn.Conv2d, Conv2d):
+        depthwise.__class__ = DepthwiseConv2d
     return True
 
 
@@ -213,6 +224,8 @@ def _convert_attention(module: EfficientMultiheadAttention) -> bool:
     if attention.add_zero_attn:
         return False
     attention.__class__ = FastSelfAttention
+    if module.sr_ratio > 1 and type(module.sr) in (nn.Conv2d, Conv2d) and is_patchwise(module.sr):
+        module.sr.__class__ = PatchConv2d
     return True
 
 
