@@ -75,6 +75,7 @@ RECIPE: dict[str, _Check] = {
     "freeze_backbone": _FLAG,
     "accelerate": _FLAG,
     "compile": ("True, False, or a group of keys", lambda v: isinstance(v, bool | dict)),
+    "cuda_graphs": _FLAG,
     "precision": _one_of("auto", "fp32", "bf16", "fp16"),
     "seed": _or_none(_whole(0)),
     "deterministic": _FLAG,

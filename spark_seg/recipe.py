@@ -241,6 +241,11 @@ def _roi(cfg: "Config", value: Any) -> None:
             "compile with roi: crops come in several sizes and numbers, each of which would be compiled anew; turn "
             "compile off"
         )
+    if cfg.get("cuda_graphs"):
+        raise UserError(
+            "cuda_graphs with roi: crops come in several numbers, each of which would be recorded and keep its memory; "
+            "turn cuda_graphs off"
+        )
 
 
 _CHOICES: dict[str, Callable[["Config", Any], None]] = {

@@ -12,6 +12,9 @@ accelerate = True  # the same function in less time; False: mmsegmentation's own
 compile = (
     False  # True, or dict(mode="max-autotune"): torch.compile, for GPUs; slower on CPUs in training
 )
+cuda_graphs = (
+    False  # True: forward and backward pass replayed, for small batches on a GPU with a slow CPU
+)
 
 # Choices worked into the model; None leaves it as `_base_/models` has it.
 head = None  # 'paper': the paper's decoder and width, as NVlabs' and Hugging Face's weights have it

@@ -49,6 +49,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     reuse_memory()  # as training and prediction do
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
+    torch.backends.cudnn.benchmark = cuda  # as the configs have it
     rows: list[dict[str, Any]] = []
     with contestants.threads(args.threads):
         for variant in args.variants:

@@ -10,7 +10,7 @@ from typing import Any
 
 PURPOSE = "a training step on images in memory, against stock mmseg and Hugging Face"
 CASES = ("train_fp32", "train_bf16")
-IMPLS = ("stock", "ours", "hf_eager", "hf_sdpa")
+IMPLS = ("stock", "ours", "ours_graphs", "hf_eager", "hf_sdpa")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     reuse_memory()  # as training and prediction do
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
+    torch.backends.cudnn.benchmark = cuda  # as the configs have it
     rows: list[dict[str, Any]] = []
     with contestants.threads(args.threads):
         for variant in args.variants:
@@ -82,10 +83,12 @@ def _calls(
     import copy
 
     from spark_seg.benchmark import contestants
+    from spark_seg.models.graphs import record_training
 
     makers: dict[str, Callable[[], Any]] = {
         "stock": lambda: copy.deepcopy(stock),
         "ours": lambda: contestants.fast_model(stock),
+        "ours_graphs": lambda: contestants.fast_model(stock),
         "hf_eager": lambda: contestants.hugging_face_model(stock, "eager"),
         "hf_sdpa": lambda: contestants.hugging_face_model(stock, "sdpa"),
     }
@@ -94,8 +97,13 @@ def _calls(
         if name.startswith("hf_") and not contestants.installed("transformers"):
             contestants.require("transformers", named=impls is not None)
             continue
+        if name == "ours_graphs" and device == "cpu":
+            continue  # graphs are CUDA's
         model = makers[name]().to(device).train()
-        calls[name] = step(model, case == "train_bf16", size, batch, device, fused=name == "ours")
+        if name == "ours_graphs":
+            record_training(model)
+        ours = name.startswith("ours")
+        calls[name] = step(model, case == "train_bf16", size, batch, device, fused=ours)
     return calls
 
 

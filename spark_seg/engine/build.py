@@ -53,6 +53,7 @@ def training_runner(
         freeze=cfg.get("freeze_backbone", False),
         fast=cfg.get("accelerate", True),
         compiled=cfg.get("compile", False),
+        graphs=bool(cfg.get("cuda_graphs", False)),
         resume=resume,
     )
     _set_strategy(cfg, strategy, init)
@@ -116,6 +117,7 @@ def _init_for_training(
     freeze: bool,
     fast: bool,
     compiled: Any,
+    graphs: bool,
     resume: Path | None,
 ) -> None:
     if resume is not None:
@@ -130,6 +132,10 @@ def _init_for_training(
     if told:
         print_log(told, logger="current")
     _compile(model, compiled, training=True)
+    if graphs:
+        from spark_seg.models.graphs import record_training
+
+        record_training(model)
 
 
 def synchronise_norms(model: nn.Module, world_size: int, cuda: bool) -> str | None:

@@ -46,7 +46,7 @@ class Setting:
         precision: `auto`, `fp32`, `bf16` or `fp16`.
         offload: None, `optimizer` or `optimizer+parameters`.
         optimizer: Its type and arguments.
-        activation_checkpointing, freeze_backbone: Likewise.
+        activation_checkpointing, freeze_backbone, cuda_graphs, accumulate, multi_scale: As in the config.
         cuda: Whether there is a GPU; None where the training would run elsewhere (a dry run).
         bf16: Whether that GPU computes in bf16.
         trackers: What stands in the way of W&B and MLflow here.
@@ -60,6 +60,9 @@ class Setting:
     optimizer: dict[str, Any]
     activation_checkpointing: bool
     freeze_backbone: bool
+    cuda_graphs: bool
+    accumulate: int
+    multi_scale: bool
     cuda: bool | None
     bf16: bool
     trackers: tuple[str, ...]
@@ -82,6 +85,9 @@ class Setting:
             optimizer=dict(cfg.optim_wrapper.optimizer),
             activation_checkpointing=bool(cfg.get("activation_checkpointing")),
             freeze_backbone=bool(cfg.get("freeze_backbone")),
+            cuda_graphs=bool(cfg.get("cuda_graphs")),
+            accumulate=int(cfg.get("accumulate") or 1),
+            multi_scale=bool(cfg.get("multi_scale")),
             cuda=cuda,
             bf16=bool(cuda) and torch.cuda.is_bf16_supported(),
             trackers=tuple(line for _, line in here),
@@ -185,6 +191,35 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda s: s.activation_checkpointing and s.freeze_backbone,
         lambda s: "activation_checkpointing with freeze_backbone: a frozen backbone keeps no activations, nothing "
         "would be saved; set one of them to False",
+    ),
+    Refusal(
+        "graphs-cpu",
+        lambda s: s.cuda_graphs and s.cuda is False,
+        lambda s: "cuda_graphs=True is for GPUs, and torch sees none here: leave it out",
+    ),
+    Refusal(
+        "graphs-accumulate",
+        lambda s: s.cuda_graphs and s.accumulate > 1,
+        lambda s: f"cuda_graphs=True with accumulate={s.accumulate}: a replay overwrites the gradients of the one "
+        "before; use a larger batch_size with accumulate=1, or cuda_graphs=False",
+    ),
+    Refusal(
+        "graphs-stage-3",
+        lambda s: s.cuda_graphs and s.stage == 3,
+        lambda s: "cuda_graphs=True with zero_stage=3: parameters move in every step, a recording needs them in one "
+        "place; use zero_stage 0 to 2, or cuda_graphs=False",
+    ),
+    Refusal(
+        "graphs-checkpointing",
+        lambda s: s.cuda_graphs and s.activation_checkpointing,
+        lambda s: "cuda_graphs=True with activation_checkpointing: a recording keeps its memory anyway; "
+        "turn one of them off",
+    ),
+    Refusal(
+        "graphs-multi-scale",
+        lambda s: s.cuda_graphs and s.multi_scale,
+        lambda s: "cuda_graphs=True with multi_scale: every size would be recorded and keep its memory; "
+        "turn one of them off",
     ),
     Refusal(
         "trackers",

@@ -83,11 +83,16 @@ def compile_regions(model: nn.Module, value: Any, training: bool) -> str | None:
     options = compile_options(value)
     if options is None:
         return None
+    from mmcv.cnn.bricks.drop import DropPath
     from mmseg.models.backbones.mit import TransformerEncoderLayer
     from mmseg.models.decode_heads import SegformerHead
 
+    from spark_seg.models.fast_segformer import TensorDropPath
+
     count = 0
-    for module in model.modules():
+    for module in list(model.modules()):
+        if training and type(module) is DropPath and module.drop_prob:
+            TensorDropPath.convert(module)
         if isinstance(module, TransformerEncoderLayer):
             module.compile(**options)
             count += 1

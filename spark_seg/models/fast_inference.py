@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spark_seg.models import depthwise
+from spark_seg.models import depthwise, kernels
 from spark_seg.models.bands import bands_of, upsample_rows, whole_factor
 from spark_seg.models.fast_layers import (
     Affine,
@@ -37,6 +37,8 @@ from spark_seg.models.fast_layers import (
     to_nhwc,
 )
 from spark_seg.models.graphs import Recorded
+from spark_seg.models.norms import FastLayerNorm
+from spark_seg.models.resizing import fits, sum_enlarged
 
 Layer = Callable[[Tensor], Tensor]
 _ROWS = 1024  # tokens that packed weights are laid out for; others work too
@@ -123,11 +125,25 @@ def _patches(weight: Tensor, bias: Tensor | None) -> Layer:
     return run
 
 
-def layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Layer:
-    """A layer norm of tokens."""
-    weight, bias = (p.detach().to(dtype) for p in (norm.weight, norm.bias))
-    shape, eps = norm.normalized_shape, norm.eps
-    return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+class Norm:
+    """A layer norm of tokens [B, L, C]."""
+
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+        self.weight, self.bias = (p.detach().to(dtype) for p in (norm.weight, norm.bias))
+        self.shape, self.eps = norm.normalized_shape, norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, L, C] -> [B, L, C]."""
+        if kernels.usable(x) and x.is_contiguous():
+            return self.after(x, None)
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+
+    def after(self, x: Tensor, branch: Tensor | None) -> Tensor:
+        """The norm of `x`, to which `branch` is added in place before; by a kernel that `kernels.usable` promises."""
+        from spark_seg.models import norm_kernels
+
+        given = (x, branch, None, self.weight, self.bias, self.eps, x.dtype, False)
+        return norm_kernels.forward(*given)[1]
 
 
 @functools.cache
@@ -172,7 +188,7 @@ class FrozenAttention(Frozen):
         biases = (None, None) if bias is None else bias.split((channels, 2 * channels))
         self.heads = (attention.num_heads, attention.head_dim)
         self.reduce = convolution(module.sr, dtype) if module.sr_ratio > 1 else None
-        self.norm = layer_norm(module.norm, dtype) if module.sr_ratio > 1 else None
+        self.norm = Norm(module.norm, dtype) if module.sr_ratio > 1 else None
         if self.reduce is None:
             self.qkv = linear(weight, bias, dtype)
         else:
@@ -197,7 +213,7 @@ class FrozenFFN:
 
     def __init__(self, norm: nn.LayerNorm, ffn: Any, dtype: torch.dtype) -> None:
         fc1, depthwise, _, _, fc2, _ = ffn.layers
-        self.norm = layer_norm(norm, dtype)
+        self.norm = Norm(norm, dtype)
         self.fc1, self.fc2 = pointwise(fc1, dtype), pointwise(fc2, dtype)
         self.depthwise_gelu = convolution(depthwise, dtype, after="gelu")
         self.width = fc1.out_channels
@@ -209,7 +225,7 @@ class FrozenFFN:
         tokens = self.norm(x)
         bands = bands_of(x, hw[0], hw[1] * self.width) if self.neighbours else []
         if len(bands) < 2:
-            x += self._branch(tokens, hw)
+            x += self.branch(tokens, hw)
             return
         height, width = hw
         for image, out in zip(tokens, x, strict=True):
@@ -217,10 +233,11 @@ class FrozenFFN:
                 above, below = max(start - 1, 0), min(stop + 1, height)
                 rows = image[above * width : below * width][None]
                 inner = slice(start - above, stop - above)
-                branch = self._branch(rows, (below - above, width), inner)
+                branch = self.branch(rows, (below - above, width), inner)
                 out[start * width : stop * width] += branch[0]
 
-    def _branch(self, tokens: Tensor, hw: Sequence[int], rows: slice = slice(None)) -> Tensor:
+    def branch(self, tokens: Tensor, hw: Sequence[int], rows: slice = slice(None)) -> Tensor:
+        """What is added to tokens whose norm is given, for some rows of the map: [B, L, C] -> [B, L', C]."""
         hidden = self.depthwise_gelu(nlc_to_nchw(self.fc1(tokens), hw))
         return self.fc2(nchw_to_nlc(hidden[:, :, rows]))
 
@@ -231,26 +248,38 @@ class FrozenStage(Frozen):
     def __init__(self, embed: Any, blocks: Any, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         self.embed = convolution(embed.projection, dtype)
-        self.embed_norm = layer_norm(embed.norm, dtype)
+        self.embed_norm = Norm(embed.norm, dtype)
         self.blocks = [
             (
-                layer_norm(block.norm1, dtype),
+                Norm(block.norm1, dtype),
                 FrozenAttention(block.attn, dtype),
                 FrozenFFN(block.norm2, block.ffn, dtype),
             )
             for block in blocks
         ]
-        self.norm = layer_norm(norm, dtype)
+        self.norm = Norm(norm, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W'] with channels last."""
         x = self.embed(x)
         hw = x.shape[2:]
         x = self.embed_norm(nchw_to_nlc(x))
+        if kernels.usable(x):
+            return nlc_to_nchw(self._fused(x, hw), hw)
         for norm1, attention, ffn in self.blocks:
             x += attention(norm1(x), hw)
             ffn.add_to(x, hw)
         return nlc_to_nchw(self.norm(x), hw)
+
+
+    def _fused(self, x: Tensor, hw: Sequence[int]) -> Tensor:
+        """Tokens after all blocks and the stage's norm; each addition in one pass with the norm after it."""
+        norms = [norm for norm1, _, ffn in self.blocks for norm in (norm1, ffn.norm)]
+        branches = [run for _, attention, ffn in self.blocks for run in (attention, ffn.branch)]
+        tokens = norms[0](x)
+        for branch, norm in zip(branches, [*norms[1:], self.norm], strict=True):
+            tokens = norm.after(x, branch(tokens, hw))
+        return tokens
 
 
 class FrozenBackbone(Frozen):
@@ -328,6 +357,10 @@ class FrozenHead(Frozen):
         self, x: Tensor, sums: Sequence[Tensor], band: tuple[int, int] | None = None
     ) -> Tensor:
         """Logits [B, rows, W_0, classes] of the largest map's rows `x`."""
+        own = to_nhwc(self._sum(x, 0))
+        maps = [own, *map(to_nhwc, sums)]
+        if band is None and self.bilinear and fits(maps):
+            return self.classify(sum_enlarged(maps, relu=True))
         total: Tensor | None = None
         for small in reversed(sums):
             if band is None:
@@ -335,9 +368,8 @@ class FrozenHead(Frozen):
             else:
                 out = upsample_rows(small, band, x.shape[3])
             total = out if total is None else total.add_(out)
-        own = self._sum(x, 0)
-        total = own if total is None else total.add_(own)
-        return self.classify(total.relu_().permute(0, 2, 3, 1))
+        total = to_nchw(own) if total is None else total.add_(to_nchw(own))
+        return self.classify(to_nhwc(total.relu_()))
 
 
 def _affine(block: Any) -> Affine | None:
@@ -372,7 +404,7 @@ def freeze_weights(model: nn.Module, dtype: torch.dtype = torch.float32) -> bool
 
 def _is_usual_backbone(module: Any, fast: Any) -> bool:
     def affine(norm: Any) -> bool:
-        return type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
+        return type(norm) in (nn.LayerNorm, FastLayerNorm) and norm.weight is not None and norm.bias is not None
 
     def usual(block: Any) -> bool:
         activate = block.ffn.layers[2]

@@ -18,9 +18,11 @@ from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.wrappers import Conv2d
 from mmseg.models.utils import resize
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from spark_seg.models import depthwise
-from spark_seg.models.resizing import enlarge
+from spark_seg.models.linears import linear
+from spark_seg.models.resizing import fits, sum_enlarged
 
 Affine = tuple[Tensor, Tensor]  # scale [O] and shift [O]
 _SCORES = (
@@ -87,7 +89,7 @@ class PointwiseConv2d(Conv2d):
         tokens = x if x.dim() == 3 else to_nhwc(x)
         weight, bias = self.matrix(affine)
         if gain is None:
-            out = F.linear(tokens, weight, bias)
+            out = linear(tokens, weight, bias)
         else:
             each = gain[:, :, None] * weight.t()  # [B, C, O]
             flat = tokens.flatten(1, -2)
@@ -124,16 +126,18 @@ class SumConv2d(PointwiseConv2d):
         """Maps [B, C_i, H_i, W_i], one of them of `size` (H, W), -> [B, O, H, W] with channels last."""
         weight, bias = self.matrix(affine)
         parts = weight.split([x.shape[1] for x in maps], dim=1)
+        last = len(maps) - 1  # the bias once, with the smallest map: resizing leaves a constant as it is
+        outs = [
+            linear(to_nhwc(x), part, bias if i == last else None)
+            for i, (x, part) in enumerate(zip(maps, parts, strict=True))
+        ]
+        if mode == "bilinear" and not align_corners and fits(outs):
+            return to_nchw(sum_enlarged(outs))
         total: Tensor | None = None
-        for x, part in zip(reversed(maps), reversed(parts), strict=True):
-            # The bias once, with the smallest map: resizing leaves a constant as it is.
-            out = to_nchw(F.linear(to_nhwc(x), part, bias if total is None else None))
+        for x in map(to_nchw, reversed(outs)):
+            out = x
             if x.shape[2:] != size:
-                plain = mode == "bilinear" and not align_corners
-                if plain:
-                    out = enlarge(out, (size[0], size[1]))
-                else:
-                    out = resize(out, size=size, mode=mode, align_corners=align_corners)
+                out = resize(x, size=size, mode=mode, align_corners=align_corners)
             if total is None:
                 total = out
             elif torch.is_grad_enabled():
@@ -142,6 +146,36 @@ class SumConv2d(PointwiseConv2d):
                 total.add_(out)
         assert total is not None
         return total
+
+
+class FastLinear(NonDynamicallyQuantizableLinear):
+    """Attention's last layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., C] -> [..., O]."""
+        return linear(input, self.weight, self.bias)
+
+
+class FastBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm whose parameters may lie anywhere.
+
+    DeepSpeed lays all parameters out one after another, the classifier's three biases before this norm's weights:
+    cuDNN's kernels for channels last then fail with a misaligned address.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        given = (self.weight, self.bias)
+        if not input.is_cuda or torch.compiler.is_compiling() or self.momentum is None:
+            return super().forward(input)
+        if not self.training or all(p is None or p.data_ptr() % 16 == 0 for p in given):
+            return super().forward(input)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        weight, bias = (None if p is None else p.clone() for p in given)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, weight, bias, True, self.momentum, self.eps
+        )
 
 
 class DepthwiseConv2d(Conv2d):
@@ -165,7 +199,7 @@ def is_patchwise(conv: Any) -> bool:
 def patches_linear(x: Tensor, size: int, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """A linear map [O, size * size * C] of the patches of [B, C, H, W] with channels last -> [B, O, H / size, W / size]."""
     parts = to_nhwc(x).unflatten(2, (-1, size)).unflatten(1, (-1, size))
-    return to_nchw(F.linear(parts.transpose(2, 3).flatten(3), matrix, bias))
+    return to_nchw(linear(parts.transpose(2, 3).flatten(3), matrix, bias))
 
 
 class PatchConv2d(Conv2d):
@@ -195,13 +229,13 @@ class FastSelfAttention(nn.MultiheadAttention):
         heads = (self.num_heads, self.head_dim)
         weight, bias, channels = self.in_proj_weight, self.in_proj_bias, self.embed_dim
         if query is key:
-            qkv = F.linear(query, weight, bias).unflatten(-1, (3, *heads))
+            qkv = linear(query, weight, bias).unflatten(-1, (3, *heads))
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, L or K, D] each
         else:
             w_q, w_kv = weight.split((channels, 2 * channels))
             b_q, b_kv = (None, None) if bias is None else bias.split((channels, 2 * channels))
-            q = F.linear(query, w_q, b_q).unflatten(-1, heads).transpose(1, 2)
-            kv = F.linear(key, w_kv, b_kv).unflatten(-1, (2, *heads))
+            q = linear(query, w_q, b_q).unflatten(-1, heads).transpose(1, 2)
+            kv = linear(key, w_kv, b_kv).unflatten(-1, (2, *heads))
             k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
         return self.out_proj(attend(q, k, v, dropout))

@@ -22,17 +22,26 @@ import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.drop import DropPath
 from mmcv.cnn.bricks.wrappers import Conv2d
-from mmseg.models.backbones.mit import EfficientMultiheadAttention, MixFFN, MixVisionTransformer
+from mmseg.models.backbones.mit import (
+    EfficientMultiheadAttention,
+    MixFFN,
+    MixVisionTransformer,
+    TransformerEncoderLayer,
+)
 from mmseg.models.decode_heads import SegformerHead
 from mmseg.models.utils import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from spark_seg.models import kernels, norms
 from spark_seg.models.depthwise import usable
 from spark_seg.models.fast_layers import (
     DepthwiseConv2d,
+    FastBatchNorm2d,
     FastConvModule,
     FastFusionModule,
+    FastLinear,
     FastSelfAttention,
     PatchConv2d,
     PointwiseConv2d,
@@ -158,12 +167,29 @@ class FastPaperSegformerHead(FastSegformerHead, PaperSegformerHead):
 
 def add_branch(identity: Tensor, branch: Tensor, drop: Any) -> Tensor:
     """`identity + drop(branch)` [B, L, C], for drop path in one pass."""
+    if type(drop) is TensorDropPath and drop.training:
+        noise = torch.rand((branch.shape[0], 1, 1), dtype=branch.dtype, device=branch.device)
+        return identity + branch * ((drop.keep + noise).floor() / drop.keep)
     if type(drop) is not DropPath or not drop.training or drop.drop_prob == 0:
         return identity + drop(branch)
     # As mmcv's `drop_path` draws it: the same numbers from the same seed, a share `keep` of ones.
     keep = 1 - drop.drop_prob
     noise = torch.rand((branch.shape[0], 1, 1), dtype=branch.dtype, device=branch.device)
+    if kernels.usable(identity, branch) and identity.is_contiguous() and branch.is_contiguous():
+        scale = (keep + noise).floor().flatten().float() / keep
+        return norms.scaled_sum(identity, branch, scale)
     return torch.addcmul(identity, branch, (keep + noise).floor(), value=1 / keep)
+
+
+class TensorDropPath(DropPath):
+    """Drop path whose probability is a tensor: blocks that differ in it share one compiled graph."""
+
+    keep: Tensor  # 0-dimensional, in the host's memory
+
+    @classmethod
+    def convert(cls, drop: DropPath) -> None:
+        """Makes one of a DropPath, in place."""
+        drop.__class__, drop.keep = cls, torch.tensor(1 - drop.drop_prob)
 
 
 def accelerate(model: nn.Module) -> int:
@@ -186,6 +212,8 @@ def accelerate(model: nn.Module) -> int:
             if type(module) is stock and convert(module):
                 module.__class__ = fast
             count += type(module) is fast
+        if type(module) is TransformerEncoderLayer:
+            _convert_norms(module)
         if type(module) is MixVisionTransformer:
             module.__class__ = FastMixVisionTransformer
     if not count:
@@ -224,9 +252,18 @@ def _convert_attention(module: EfficientMultiheadAttention) -> bool:
     if attention.add_zero_attn:
         return False
     attention.__class__ = FastSelfAttention
+    if type(attention.out_proj) is NonDynamicallyQuantizableLinear:
+        attention.out_proj.__class__ = FastLinear
     if module.sr_ratio > 1 and type(module.sr) in (nn.Conv2d, Conv2d) and is_patchwise(module.sr):
         module.sr.__class__ = PatchConv2d
     return True
+
+
+def _convert_norms(block: TransformerEncoderLayer) -> None:
+    for norm in (block.norm1, block.norm2, getattr(block.attn, "norm", None)):
+        if type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None:
+            norm.__class__ = norms.FastLayerNorm
+            norm.low_precision = True  # linear layers and convolutions read it
 
 
 def _convert_head(module: SegformerHead) -> bool:
@@ -238,6 +275,9 @@ def _convert_head(module: SegformerHead) -> bool:
     fusion = module.fusion_conv
     fusion.__class__, fusion.conv.__class__ = FastFusionModule, SumConv2d
     module.conv_seg.__class__ = PointwiseConv2d
+    for block in blocks:
+        if block.with_norm and type(block.norm) is nn.BatchNorm2d:
+            block.norm.__class__ = FastBatchNorm2d
     return True
 
 

@@ -4,14 +4,17 @@ A SegFormer launches hundreds of kernels for an image, each after some work of t
 longer than the kernels. Recordings share their memory; what one holds is what its shape needs.
 """
 
-from collections import OrderedDict
+import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 _SHAPES = 4  # recordings kept; beyond that, the one used longest ago goes
+_STEPS = 3  # of a training before its recording: libraries choose algorithms, optimizers move parameters
 _NUMBERS = 16 * 3 * 512 * 512  # of an input; with more, the kernels take longer than their launches
 
 
@@ -63,3 +66,66 @@ def _record(
     with torch.cuda.graph(graph):
         found = run(*places)
     return graph, places, found
+
+
+class RecordedTraining:
+    """A module's forward and backward pass, replayed in training; everything else computes as ever.
+
+    The recording of a shape is made at its third step. What it needs: no gradients accumulated over steps (`.grad` may
+    be the recording's own memory), no hooks on the module, parameters that stay where they are. Drop path and dropout
+    draw anew at each replay. A second call before the backward pass of the first computes as ever too, as the
+    activations of the first lie in the recording.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._plain = module, module.forward
+        self._replays: dict[Any, Callable[..., Any]] = {}
+        self._steps: Counter[Any] = Counter()
+        self._last: Callable[[], Any] = lambda: None  # the last replay's output while it lives
+        module.forward = self  # type: ignore[assignment]
+
+    def __call__(self, *args: Any) -> Any:
+        """The module's forward."""
+        given = tree_leaves(args)
+        training = self._module.training and torch.is_grad_enabled()
+        if not training or not all(x.is_cuda for x in given) or self._last() is not None:
+            return self._plain(*args)
+        low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        key = (low, *((x.shape, x.stride(), x.dtype, x.requires_grad) for x in given))
+        if key not in self._replays:
+            self._steps[key] += 1
+            if self._steps[key] < _STEPS or len(self._replays) == _SHAPES:
+                return self._plain(*args)
+            self._replays[key] = self._record(args, low)
+        found = self._replays[key](*args)
+        self._last = weakref.ref(tree_leaves(found)[0])
+        return found
+
+    def _record(self, args: tuple[Any, ...], low: torch.dtype | None) -> Callable[..., Any]:
+        module = self._module
+        samples = tree_map(lambda x: x.detach().clone().requires_grad_(x.requires_grad), args)
+        buffers = [b.clone() for b in module.buffers()]  # recording runs the module: norms count
+        random = torch.cuda.get_rng_state()
+        module.forward = self._plain
+        # a copy of weights that autocast keeps must not lie in the recording
+        low_precision = torch.autocast(
+            "cuda", dtype=low, enabled=low is not None, cache_enabled=False
+        )
+        torch.clear_autocast_cache()
+        try:
+            with low_precision:
+                torch.cuda.make_graphed_callables(module, samples)
+            replay: Callable[..., Any] = module.forward
+        finally:
+            module.forward = self  # type: ignore[assignment]
+            torch.cuda.set_rng_state(random)
+            with torch.no_grad():
+                for buffer, before in zip(module.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+        return replay
+
+
+def record_training(model: Any) -> None:
+    """Has a segmentor's backbone and head recorded once their shapes are known, in place."""
+    RecordedTraining(model.backbone)
+    RecordedTraining(model.decode_head)

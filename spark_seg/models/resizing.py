@@ -1,44 +1,75 @@
-"""Bilinear enlarging with a faster way back.
+"""Maps enlarged bilinearly and added up on a GPU: one pass forth, matrix products back.
 
-torch's backward pass adds every gradient to four places one by one (in bf16, rounding each time), in no fixed order.
-Enlarging is linear and separable: its transpose is a matrix product along each side, which a GPU does in no time, sums
-in fp32, and always does alike.
+torch's backward pass adds every gradient to four places one by one, in no fixed order. Enlarging is linear and
+separable: its transpose is a matrix product along each side, which always does alike.
+
+Shapes: B images, C channels, H and W of the largest map.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """`F.interpolate(x, size, mode="bilinear", align_corners=False)`: maps [B, C, h, w] -> [B, C, H, W]."""
-    if x.is_cuda and torch.is_grad_enabled() and x.requires_grad:
-        out: Tensor = _Enlarge.apply(x, size)  # type: ignore[no-untyped-call]
-        return out
-    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+from spark_seg.models import kernels
 
 
-class _Enlarge(torch.autograd.Function):
+def fits(maps: Sequence[Tensor]) -> bool:
+    """Whether `sum_enlarged` takes maps [B, H, W, C]: the first the largest, the others smaller by whole factors."""
+    own, *others = maps
+    height, width = own.shape[1:3]
+    factors = [height // x.shape[1] for x in others]
+    return bool(
+        1 <= len(others) <= 3
+        and all(
+            (height, width) == (f * x.shape[1], f * x.shape[2])
+            for f, x in zip(factors, others, strict=True)
+        )
+        and all(x.dtype == own.dtype for x in others)
+        and kernels.usable(*maps)
+    )
+
+
+def sum_enlarged(maps: Sequence[Tensor], relu: bool = False) -> Tensor:
+    """`sum(F.interpolate(x, (H, W), mode="bilinear", align_corners=False))`, added up in fp32, rounded once.
+
+    Args:
+        maps: [B, H, W, C] and up to three [B, H / f, W / f, C] that `fits`.
+        relu: Whether ReLU follows; without gradients only.
+    """
+    maps = [x.contiguous() for x in maps]
+    if not torch.is_grad_enabled() or relu:
+        from spark_seg.models import fusion_kernels
+
+        return fusion_kernels.sum_enlarged(maps[0], maps[1:], relu)
+    out: Tensor = _SumEnlarged.apply(*maps)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SumEnlarged(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: tuple[int, int]) -> Tensor:
-        ctx.size = x.shape[2:]
-        ctx.last = x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] > 4
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+    def forward(ctx: Any, *maps: Tensor) -> Tensor:
+        from spark_seg.models import fusion_kernels
+
+        ctx.sizes = [x.shape[1:3] for x in maps[1:]]
+        return fusion_kernels.sum_enlarged(maps[0], maps[1:], False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        height, width = ctx.size
-        down = weights(height, grad.shape[2], grad.dtype, grad.device).t()  # [h, H]
-        along = weights(width, grad.shape[3], grad.dtype, grad.device)  # [W, w]
-        if not ctx.last:
-            return down @ (grad @ along), None
-        g = grad.permute(0, 2, 3, 1)
-        narrow = along.t() @ g.contiguous()  # [B, H, w, C]
-        small = down @ narrow.flatten(2)  # [B, h, w * C]
-        return small.unflatten(2, (width, -1)).permute(0, 3, 1, 2), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        grad = grad.contiguous()
+        return grad, *(shrink(grad, size) for size in ctx.sizes)
+
+
+def shrink(grad: Tensor, size: Sequence[int]) -> Tensor:
+    """The transpose of enlarging from `size` (h, w): [B, H, W, C] -> [B, h, w, C]."""
+    height, width = size
+    down = weights(height, grad.shape[1], grad.dtype, grad.device).t()  # [h, H]
+    along = weights(width, grad.shape[2], grad.dtype, grad.device).t()  # [w, W]
+    narrow = down @ grad.flatten(2)  # [B, h, W * C]
+    return along @ narrow.unflatten(2, (grad.shape[2], -1))
 
 
 @functools.lru_cache(maxsize=64)
