@@ -6,6 +6,7 @@ link; `tests/test_compat.py` has a test for each that fails when the shim is no 
 """
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -232,3 +233,20 @@ def import_deepspeed_muon() -> None:
 def install() -> None:
     """Installs what must be there before mmseg is imported. Cheap, and may be called any number of times."""
     install_mmcv_ext_stub()
+
+
+@contextlib.contextmanager
+def capture_in_this_thread() -> Iterator[None]:
+    """Lets `torch.cuda.make_graphed_callables` record while other threads use the GPU: a loader's, which pins memory.
+
+    `torch.cuda.graph` has an argument for that, `make_graphed_callables` does not hand it on, and one call of another
+    thread ends its recording (https://docs.pytorch.org/docs/stable/generated/torch.cuda.graph.html).
+    """
+    import torch
+
+    stock = torch.cuda.graph
+    torch.cuda.graph = functools.partial(stock, capture_error_mode="thread_local")  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        torch.cuda.graph = stock  # type: ignore[misc]

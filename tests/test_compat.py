@@ -248,3 +248,19 @@ assert not heavy, heavy
     code = f"import sys; sys.argv = ['', {str(tmp_path)!r}]; sys.path.insert(0, {tests!r})" + code
     done = python(code)
     assert not done.returncode, done.stderr[-3000:]
+
+
+def test_capture_in_this_thread_is_still_needed() -> None:
+    import inspect
+    from typing import Any
+
+    import torch
+
+    arguments = inspect.signature(torch.cuda.make_graphed_callables).parameters
+    assert "capture_error_mode" not in arguments, "torch takes it now: remove the shim"
+    stock = torch.cuda.graph
+    with compat.capture_in_this_thread():
+        made: Any = torch.cuda.graph
+        assert made.func is stock
+        assert made.keywords == {"capture_error_mode": "thread_local"}
+    assert torch.cuda.graph is stock

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spark_seg.models import kernels
 
+
 def usable(x: Tensor, conv: Any) -> bool:
     """Whether `depthwise_gelu` computes a convolution `conv` of `x`: on a GPU, 3x3 with a border of 1, and a bias."""
     if not kernels.computes(x):
@@ -44,7 +45,7 @@ def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         out = torch.ops.spark_seg.depthwise_gelu(x, weight, bias)
     else:  # an operator of torch's, by Python, takes longer to call than to compute
-        out = _DepthwiseGelu.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        out = _DepthwiseGelu.apply(x, weight, bias)
     return out
 
 
@@ -94,9 +95,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("spark_seg::depthwise_gelu_backward", mutates_args=())
-def _operator_back(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
+def _operator_back(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return _run_back(grad, x, weight, bias)
 
 
@@ -111,8 +110,8 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, bias = ctx.saved_tensors
-    found = torch.ops.spark_seg.depthwise_gelu_backward(grad, x, weight, bias)
-    return _gradients(*found, weight, bias)
+    grad_x, sums = torch.ops.spark_seg.depthwise_gelu_backward(grad, x, weight, bias)
+    return _gradients(grad_x, sums, weight, bias)
 
 
 _operator.register_autograd(_differentiate, setup_context=_keep)

@@ -4,6 +4,9 @@ A program computes a strip of ROWS rows, WIDTH columns and CHANNELS channels. Of
 by a column, and keeps those of the last three rows in registers: 3 loads a row instead of 9.
 """
 
+# A kernel's arguments are what Triton makes of them.
+# mypy: disable-error-code="no-untyped-def"
+
 import torch
 import triton
 import triton.language as tl
@@ -158,7 +161,7 @@ def _backward(
 def forward(x: Tensor, taps: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     """A map [B, H, W, C], weights [9, C] and bias [C] in fp32 -> the convolution, then GELU if asked for."""
     out = torch.empty_like(x)
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     columns, block, rows, warps = FORWARD
     grid = _grid(x, columns, block, rows)
     _forward[grid](
@@ -172,7 +175,7 @@ def forward(x: Tensor, taps: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
 def backward(grad: Tensor, x: Tensor, taps: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Through GELU: the gradient of the convolution's output [B, H, W, C], and of weights and bias [10, C] in fp32."""
     inner = torch.empty_like(x)
-    batch, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     columns, block, rows, warps = BACKWARD
     grid = _grid(x, columns, block, rows)
     sums = x.new_empty(grid[0], 10, channels, dtype=torch.float32)

@@ -126,7 +126,9 @@ class SumConv2d(PointwiseConv2d):
         """Maps [B, C_i, H_i, W_i], one of them of `size` (H, W), -> [B, O, H, W] with channels last."""
         weight, bias = self.matrix(affine)
         parts = weight.split([x.shape[1] for x in maps], dim=1)
-        last = len(maps) - 1  # the bias once, with the smallest map: resizing leaves a constant as it is
+        last = (
+            len(maps) - 1
+        )  # the bias once, with the smallest map: resizing leaves a constant as it is
         outs = [
             linear(to_nhwc(x), part, bias if i == last else None)
             for i, (x, part) in enumerate(zip(maps, parts, strict=True))
@@ -197,7 +199,7 @@ def is_patchwise(conv: Any) -> bool:
 
 
 def patches_linear(x: Tensor, size: int, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map [O, size * size * C] of the patches of [B, C, H, W] with channels last -> [B, O, H / size, W / size]."""
+    """A linear map [O, size^2 * C] of patches: [B, C, H, W] with channels last -> [B, O, H / size, W / size]."""
     parts = to_nhwc(x).unflatten(2, (-1, size)).unflatten(1, (-1, size))
     return to_nchw(linear(parts.transpose(2, 3).flatten(3), matrix, bias))
 

@@ -216,6 +216,10 @@ def accelerate(model: nn.Module) -> int:
             _convert_norms(module)
         if type(module) is MixVisionTransformer:
             module.__class__ = FastMixVisionTransformer
+            stages: Any = module.layers
+            for embed, _, norm in stages:
+                _convert_norm(embed.norm)
+                _convert_norm(norm)
     if not count:
         warnings.warn(
             f"accelerate: {type(model).__name__} has no SegFormer parts that could be made faster",
@@ -260,10 +264,16 @@ def _convert_attention(module: EfficientMultiheadAttention) -> bool:
 
 
 def _convert_norms(block: TransformerEncoderLayer) -> None:
+    norm: Any
     for norm in (block.norm1, block.norm2, getattr(block.attn, "norm", None)):
-        if type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None:
-            norm.__class__ = norms.FastLayerNorm
-            norm.low_precision = True  # linear layers and convolutions read it
+        if _convert_norm(norm):
+            norm.low_precision = True  # linear layers and convolutions read it, nobody else
+
+
+def _convert_norm(norm: Any) -> bool:
+    if type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None:
+        norm.__class__ = norms.FastLayerNorm
+    return type(norm) is norms.FastLayerNorm
 
 
 def _convert_head(module: SegformerHead) -> bool:

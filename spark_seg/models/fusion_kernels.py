@@ -1,5 +1,8 @@
 """Triton kernels of `resizing` and `linears`; imported where they run."""
 
+# A kernel's arguments are what Triton makes of them.
+# mypy: disable-error-code="no-untyped-def"
+
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +32,7 @@ def _enlarged(pointer, image, y, columns, channels, mask, H, W, C, FACTOR: tl.co
     b = tl.load(above + right[:, None] * C, mask=mask, other=0.0).to(tl.float32)
     c = tl.load(below + left[:, None] * C, mask=mask, other=0.0).to(tl.float32)
     d = tl.load(below + right[:, None] * C, mask=mask, other=0.0).to(tl.float32)
-    return (1.0 - down) * ((1.0 - along) * a + along * b) + down * (
-        (1.0 - along) * c + along * d
-    )
+    return (1.0 - down) * ((1.0 - along) * a + along * b) + down * ((1.0 - along) * c + along * d)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ A SegFormer launches hundreds of kernels for an image, each after some work of t
 longer than the kernels. Recordings share their memory; what one holds is what its shape needs.
 """
 
+import warnings
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,8 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from spark_seg.compat import capture_in_this_thread
+from spark_seg.errors import UserError
+
 _SHAPES = 4  # recordings kept; beyond that, the one used longest ago goes
-_STEPS = 3  # of a training before its recording: libraries choose algorithms, optimizers move parameters
+_STEPS = (
+    3  # of a training before its recording: libraries choose algorithms, optimizers move parameters
+)
 _NUMBERS = 16 * 3 * 512 * 512  # of an input; with more, the kernels take longer than their launches
 
 
@@ -30,18 +36,26 @@ class Recorded:
         self._graphs: OrderedDict[tuple[Any, ...], tuple[Any, list[Tensor], Sequence[Tensor]]]
         self._graphs = OrderedDict()
         self._seen: set[tuple[Any, ...]] = set()
+        self._never = False
 
     def __call__(self, *given: Tensor) -> Sequence[Tensor]:
         """What the function returns; the first call with a shape computes as ever, the second records."""
         first = given[0]
-        if not first.is_cuda or first.numel() > _NUMBERS or torch.cuda.is_current_stream_capturing():
+        if self._never or not first.is_cuda or first.numel() > _NUMBERS:
+            return self._run(*given)
+        if torch.cuda.is_current_stream_capturing():
             return self._run(*given)
         key = tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in given)
         if key not in self._graphs:
             if key not in self._seen:  # libraries choose their algorithms, Triton compiles
                 self._seen.add(key)
                 return self._run(*given)
-            self._graphs[key] = _record(self._run, given)
+            try:
+                self._graphs[key] = _record(self._run, given)
+            except RuntimeError as error:
+                self._never = True
+                warnings.warn(f"no CUDA graph, slower for small batches: {error}", stacklevel=2)
+                return self._run(*given)
             while len(self._graphs) > _SHAPES:
                 self._graphs.popitem(last=False)
         graph, places, found = self._graphs[key]
@@ -57,14 +71,18 @@ def _record(
 ) -> tuple[Any, list[Tensor], Sequence[Tensor]]:
     device = given[0].device
     places = [x.clone() for x in given]
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
+    own, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(own)
     with torch.cuda.stream(side):
         run(*places)
-    torch.cuda.current_stream(device).wait_stream(side)
+    own.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = run(*places)
+    try:
+        # other threads go on using the GPU: a loader's pins memory
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            found = run(*places)
+    finally:
+        torch.cuda.set_stream(own)  # a recording that fails leaves its own behind
     return graph, places, found
 
 
@@ -82,7 +100,7 @@ class RecordedTraining:
         self._replays: dict[Any, Callable[..., Any]] = {}
         self._steps: Counter[Any] = Counter()
         self._last: Callable[[], Any] = lambda: None  # the last replay's output while it lives
-        module.forward = self  # type: ignore[assignment]
+        module.forward = self
 
     def __call__(self, *args: Any) -> Any:
         """The module's forward."""
@@ -113,11 +131,15 @@ class RecordedTraining:
         )
         torch.clear_autocast_cache()
         try:
-            with low_precision:
+            with low_precision, capture_in_this_thread():
                 torch.cuda.make_graphed_callables(module, samples)
             replay: Callable[..., Any] = module.forward
+        except RuntimeError as error:
+            raise UserError(
+                f"cuda_graphs: the {type(module).__name__} cannot be recorded here, set cuda_graphs=False: {error}"
+            ) from error
         finally:
-            module.forward = self  # type: ignore[assignment]
+            module.forward = self
             torch.cuda.set_rng_state(random)
             with torch.no_grad():
                 for buffer, before in zip(module.buffers(), buffers, strict=True):

@@ -18,7 +18,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     fast = bias is not None and torch.is_grad_enabled() and weight.requires_grad
     if not fast or not kernels.usable(x, weight):
         return F.linear(x, weight, bias)
-    out: Tensor = _Linear.apply(x, weight, bias, kernels.low_dtype(x))  # type: ignore[no-untyped-call]
+    out: Tensor = _Linear.apply(x, weight, bias, kernels.low_dtype(x))
     return out
 
 

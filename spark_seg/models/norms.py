@@ -24,8 +24,10 @@ class FastLayerNorm(nn.LayerNorm):
         usable = input.dim() == 3 and input.is_contiguous() and kernels.usable(input, self.weight)
         if not usable:
             return super().forward(input)
-        dtype = kernels.low_dtype(input) if self.low_precision else input.dtype
-        out: Tensor = _Norm.apply(input, self.weight, self.bias, self.eps, dtype)  # type: ignore[no-untyped-call]
+        dtype = kernels.low_dtype(input)
+        if torch.is_autocast_enabled(input.device.type) and not self.low_precision:
+            dtype = torch.float32  # as torch has it
+        out: Tensor = _Norm.apply(input, self.weight, self.bias, self.eps, dtype)
         return out
 
 
@@ -70,6 +72,6 @@ class _ScaledSum(torch.autograd.Function):
 
 
 def scaled_sum(x: Tensor, branch: Tensor, scale: Tensor) -> Tensor:
-    """`x + branch * scale[:, None, None]`: tokens [B, L, C] and factors [B] in fp32, of which `kernels.usable` is true."""
-    out: Tensor = _ScaledSum.apply(x, branch, scale)  # type: ignore[no-untyped-call]
+    """`x + branch * scale[:, None, None]`: tokens [B, L, C] that are `kernels.usable`, factors [B] in fp32."""
+    out: Tensor = _ScaledSum.apply(x, branch, scale)
     return out

@@ -45,7 +45,7 @@ def sum_enlarged(maps: Sequence[Tensor], relu: bool = False) -> Tensor:
         from spark_seg.models import fusion_kernels
 
         return fusion_kernels.sum_enlarged(maps[0], maps[1:], relu)
-    out: Tensor = _SumEnlarged.apply(*maps)  # type: ignore[no-untyped-call]
+    out: Tensor = _SumEnlarged.apply(*maps)
     return out
 
 

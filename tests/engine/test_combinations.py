@@ -54,6 +54,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "nothing would be saved",
     ),
+    "graphs-cpu": ({"cuda_graphs": True}, {"cuda": False}, "is for GPUs"),
+    "graphs-accumulate": ({"cuda_graphs": True, "accumulate": 2}, {}, "accumulate=1"),
+    "graphs-stage-3": ({"cuda_graphs": True, "zero_stage": 3}, {}, "parameters move"),
+    "graphs-checkpointing": (
+        {"cuda_graphs": True, "activation_checkpointing": True},
+        {},
+        "keeps its memory anyway",
+    ),
+    "graphs-multi-scale": (
+        {"cuda_graphs": True, "multi_scale": [32, 64]},
+        {},
+        "every size would be recorded",
+    ),
     "trackers": ({"wandb": {"projekt": "x"}}, {"cuda": False}, "no key 'projekt'; did you mean"),
 }
 

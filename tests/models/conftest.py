@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "_base_" / "models"
@@ -46,3 +47,20 @@ def build_model(model_config: Callable[..., Any]) -> Callable[..., nn.Module]:
             return MODELS.build(model_config(variant, num_classes))
 
     return build
+
+
+@pytest.fixture
+def kernels_on(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where Triton's kernels run in this test: on the GPU, else interpreted on the CPU."""
+    from spark_seg.models import kernels
+
+    if not kernels.INSTALLED:
+        pytest.skip("Triton is not installed")
+    if torch.cuda.is_available():
+        return "cuda"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when a kernel is defined
+    from spark_seg.models import depthwise_kernels, fusion_kernels, norm_kernels
+
+    assert all((depthwise_kernels, fusion_kernels, norm_kernels))
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    return "cpu"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import spark_seg.register  # noqa: F401
-from spark_seg.models import bands, fast_inference
+from spark_seg.models import bands, fast_inference, frozen_layers
 from spark_seg.models.fast_inference import freeze_weights
 from spark_seg.models.fast_layers import attend
 
@@ -70,7 +70,7 @@ def test_same_logits(
     models: tuple[Any, Any], fast: Any, dtype: torch.dtype, fused: bool, monkeypatch: Any
 ) -> None:
     if not fused:  # as on a machine without oneDNN
-        monkeypatch.setattr(fast_inference, "fused_operators", lambda *_: False)
+        monkeypatch.setattr(frozen_layers, "fused_operators", lambda *_: False)
     stock = copy.deepcopy(models[0]).to(dtype)
     fast.to(dtype)
     assert freeze_weights(fast, dtype)
