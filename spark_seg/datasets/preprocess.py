@@ -64,13 +64,14 @@ class SparkDataPreProcessor(SegDataPreProcessor):
             # a few kernels over the whole batch
             batch = torch.stack(inputs)[:, list(order)].float()
             return batch.sub_(self.mean).div_(self.std)
-        # on a CPU every pass over memory counts: one that looks each byte's value up
+        return self._batch_on_cpu(inputs, order)
+
+    def _batch_on_cpu(self, inputs: list[torch.Tensor], order: tuple[int, ...]) -> torch.Tensor:
+        # every pass over memory counts: one that looks each byte's value up
         batch = torch.empty(len(inputs), *inputs[0].shape, dtype=torch.float32)
         if all(i.dtype == torch.uint8 and i.is_contiguous() for i in inputs):
-            table = (torch.arange(256, dtype=torch.float32) - self.mean.view(3, 1)) / self.std.view(
-                3, 1
-            )
-            tables = table.numpy()
+            levels = torch.arange(256, dtype=torch.float32)
+            tables = ((levels - self.mean.view(3, 1)) / self.std.view(3, 1)).numpy()
             for planes, image in zip(batch.numpy(), inputs, strict=True):
                 for k, channel in enumerate(order):
                     cv2.LUT(image[channel].numpy(), tables[k], dst=planes[k])
