@@ -7,29 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from same_network import difference, randomize
 from torch import Tensor, nn
 
 import spark_seg.register  # noqa: F401
 from spark_seg.models import bands, fast_inference, frozen_layers
 from spark_seg.models.fast_inference import freeze_weights
 from spark_seg.models.fast_layers import attend
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def randomize(model: nn.Module) -> None:
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.5)
-            module.running_var.uniform_(0.5, 2)
-        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-        if isinstance(module, nn.MultiheadAttention):
-            nn.init.normal_(module.in_proj_bias, 0, 0.2)
 
 
 @pytest.fixture(scope="module")
