@@ -198,6 +198,12 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda s: "cuda_graphs=True is for GPUs, and torch sees none here: leave it out",
     ),
     Refusal(
+        "graphs-many",
+        lambda s: s.cuda_graphs and s.world_size > 1,
+        lambda s: f"cuda_graphs=True with {s.world_size} processes: what the norms tell each other cannot be recorded "
+        "safely; leave it out",
+    ),
+    Refusal(
         "graphs-accumulate",
         lambda s: s.cuda_graphs and s.accumulate > 1,
         lambda s: f"cuda_graphs=True with accumulate={s.accumulate}: a replay overwrites the gradients of the one "

@@ -4,6 +4,7 @@ A SegFormer launches hundreds of kernels for an image, each after some work of t
 longer than the kernels. Recordings share their memory; what one holds is what its shape needs.
 """
 
+import copy
 import warnings
 import weakref
 from collections import Counter, OrderedDict
@@ -118,6 +119,15 @@ class RecordedTraining:
         found = self._replays[key](*args)
         self._last = weakref.ref(tree_leaves(found)[0])
         return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecordedTraining":
+        """A copy of the module has recordings of its own: these hold the parameters of this one."""
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        copied._module = copy.deepcopy(self._module, memo)
+        copied._plain = copy.deepcopy(self._plain, memo)
+        copied._replays, copied._steps, copied._last = {}, Counter(), lambda: None
+        return copied
 
     def _record(self, args: tuple[Any, ...], low: torch.dtype | None) -> Callable[..., Any]:
         module = self._module

@@ -55,6 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "nothing would be saved",
     ),
     "graphs-cpu": ({"cuda_graphs": True}, {"cuda": False}, "is for GPUs"),
+    "graphs-many": ({"cuda_graphs": True}, {"world_size": 2}, "cannot be recorded"),
     "graphs-accumulate": ({"cuda_graphs": True, "accumulate": 2}, {}, "accumulate=1"),
     "graphs-stage-3": ({"cuda_graphs": True, "zero_stage": 3}, {}, "parameters move"),
     "graphs-checkpointing": (

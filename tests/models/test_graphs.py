@@ -1,5 +1,6 @@
 """CUDA graphs change nothing but the time; without a GPU they change nothing at all."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,18 @@ def test_training_on_a_cpu_is_the_modules_own() -> None:
     x = torch.randn(4, 3)
     for _ in range(5):
         assert torch.equal(layer(x), plain(x))
+
+
+def test_a_copy_computes_with_its_own_parameters() -> None:
+    layer = nn.Linear(3, 2)
+    recorded = RecordedTraining(layer)
+    recorded._replays["shape"] = lambda *_: pytest.fail("another module's recording")
+    copied: Any = copy.deepcopy(layer)
+    nn.init.zeros_(copied.weight), nn.init.ones_(copied.bias)
+    assert copied.forward is not recorded
+    assert copied.forward._replays == {}
+    assert copied(torch.randn(4, 3)).eq(1).all()
+    assert not layer(torch.randn(4, 3)).eq(1).all()
 
 
 @gpu
