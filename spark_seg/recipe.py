@@ -42,6 +42,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "AdamW": dict(betas="$betas", eps=1e-8),
     "Adam": dict(betas="$betas", eps=1e-8),
     "SGD": dict(momentum=0.9),
+    "MuonAdamW": dict(betas="$betas", eps=1e-8),
 }
 HEADS = {"mmseg": "SegformerHead", "paper": "PaperSegformerHead"}
 _PAPER_CHANNELS = {"b0": 256, "b1": 256}  # others 768

@@ -37,6 +37,7 @@ import spark_seg.engine.hooks.run_record  # noqa: E402
 import spark_seg.engine.hooks.scalars  # noqa: E402
 import spark_seg.engine.hooks.trackers  # noqa: E402
 import spark_seg.engine.loops  # noqa: E402
+import spark_seg.engine.muon  # noqa: E402
 import spark_seg.engine.optim  # noqa: E402
 import spark_seg.engine.runner  # noqa: E402
 import spark_seg.engine.strategy  # noqa: E402

@@ -19,7 +19,7 @@ train() {
     local cores options=()
     cores=$(nproc 2>/dev/null || echo 1)
     if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
-        options=(--cfg-options precision=bf16 epochs=24 val_every=24)
+        options=(--cfg-options precision=bf16 epochs=27 val_every=27)
     fi
     if command -v nvidia-smi >/dev/null || [ "$cores" -lt 2 ]; then
         "$python" tools/train.py "configs/$config.py" "$@"

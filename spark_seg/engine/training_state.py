@@ -58,12 +58,19 @@ def scatter_optimizer_state(
     Raises:
         KeyError: The state lacks a trainable parameter.
     """
-    keys = sorted({name.split(SEPARATOR)[1] for name in state if SEPARATOR in name})
-    if not keys and _STEP not in state:
+    own: dict[str, list[str]] = {}
+    for name, key in (entry.split(SEPARATOR) for entry in state if SEPARATOR in entry):
+        own.setdefault(name, []).append(key)
+    if not own and _STEP not in state:
         return
-    _create(optimizer, module, keys, state.get(_STEP))
+    if own:
+        for name, _ in named_trainable(module):
+            own[name].sort()  # whoever is missing altogether is a KeyError
+    else:
+        own = {name: [] for name, _ in named_trainable(module)}
+    _create(optimizer, module, own, state.get(_STEP))
     for name, parameter in named_trainable(module):
-        for key in keys:
+        for key in own[name]:
             _set(optimizer, parameter, key, state[f"{name}{SEPARATOR}{key}"])
 
 
@@ -81,14 +88,15 @@ def _partitions(optimizer: Any) -> list[torch.Tensor] | None:
 
 
 def _keys(optimizer: Any) -> list[str]:
-    """The optimizer's state keys that have a parameter's shape."""
-    for parameter, values in _base(optimizer).state.items():
-        return sorted(
+    """The optimizer's state keys that have a parameter's shape; not every parameter need have each."""
+    return sorted(
+        {
             key
+            for parameter, values in _base(optimizer).state.items()
             for key, value in values.items()
             if torch.is_tensor(value) and value.shape == parameter.shape and key != _STEP
-        )
-    return []
+        }
+    )
 
 
 def _get(optimizer: Any, parameter: nn.Parameter, key: str) -> torch.Tensor | None:
@@ -99,11 +107,18 @@ def _get(optimizer: Any, parameter: nn.Parameter, key: str) -> torch.Tensor | No
     return safe_get_full_optimizer_state(parameter, key)
 
 
-def _create(optimizer: Any, module: nn.Module, keys: list[str], step: torch.Tensor | None) -> None:
-    """Makes the state tensors that the optimizer would make at its first step."""
+def _create(
+    optimizer: Any, module: nn.Module, own: Mapping[str, list[str]], step: torch.Tensor | None
+) -> None:
+    """Makes the state tensors that the optimizer would make at its first step: by parameter, in partitions of all."""
     base, partitions = _base(optimizer), _partitions(optimizer)
-    owners = partitions if partitions is not None else [p for _, p in named_trainable(module)]
-    for owner in owners:
+    owners: list[tuple[torch.Tensor, list[str]]]
+    if partitions is None:
+        owners = [(p, own[name]) for name, p in named_trainable(module)]
+    else:
+        every = sorted({key for keys in own.values() for key in keys})
+        owners = [(partition, every) for partition in partitions]
+    for owner, keys in owners:
         base.state[owner] = {key: torch.zeros_like(owner) for key in keys}
         if step is not None:
             base.state[owner][_STEP] = _own_step(base, owner, step)

@@ -8,7 +8,7 @@ warmup_epochs = 5  # below 1: a fraction of all epochs
 warmup_lr = 1e-7
 min_lr = 1e-6
 
-optimizer = None  # 'AdamW' | 'Adam' | 'SGD', or dict(type="SGD", momentum=0.95); None: as below
+optimizer = None  # 'AdamW' | 'Adam' | 'SGD' | 'MuonAdamW', or dict(type="SGD", momentum=0.95); None: as below
 schedule = (
     None  # 'cosine' | 'poly' | 'step' | 'constant', or dict(type="poly", power=0.9); None: as below
 )
