@@ -76,7 +76,9 @@ def test_quickstart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="not reached yet")
+@pytest.mark.xfail(
+    strict=False, reason="0.797 where it was last measured: on the edge, on either side of it"
+)
 def test_quickstart_reaches_what_is_promised() -> None:
     """From scratch: 0.80 on the validation split, 0.75 on the test frames, which are few."""
     assert reached, "test_quickstart comes first"
