@@ -53,7 +53,8 @@ def test_quickstart(tmp_path: Path) -> None:
     score = json.loads((run / "submission" / "score.json").read_text())
     reached.update(val=metrics["mIoU/foreground"], test=score["mIoU/foreground"])
     assert seconds < 600
-    assert reached["val"] > 0.5, "it learned"
+    in_bf16 = any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    assert reached["val"] > (0.74 if in_bf16 else 0.5), "it learned"
     looked_for = (
         "test_val/table.txt",
         "test_val/overlays.png",
