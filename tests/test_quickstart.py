@@ -53,8 +53,10 @@ def test_quickstart(tmp_path: Path) -> None:
     score = json.loads((run / "submission" / "score.json").read_text())
     reached.update(val=metrics["mIoU/foreground"], test=score["mIoU/foreground"])
     assert seconds < 600
-    in_bf16 = any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
-    assert reached["val"] > (0.74 if in_bf16 else 0.5), "it learned"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    long = rows[-1]["epoch"] > 20  # where the processor computes in bf16
+    assert reached["val"] > (0.74 if long else 0.5), "it learned"
+    assert reached["test"] > (0.75 if long else 0.5), "the promised 0.75 on the test frames"
     looked_for = (
         "test_val/table.txt",
         "test_val/overlays.png",

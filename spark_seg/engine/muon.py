@@ -54,7 +54,7 @@ def orthogonal(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
         steps: Iterations.
 
     Returns:
-        The same shape in `fast_dtype`; singular values near 1 (0.7 to 1.2 for those above a thousandth of the norm).
+        The same shape in `fast_dtype`; singular values near 1, less for those that were almost none.
     """
     a, b, c = COEFFICIENTS
     tall = stack.shape[1] > stack.shape[2]
@@ -105,6 +105,11 @@ class MuonAdamW(torch.optim.Optimizer):
         )
         super().__init__(params, defaults | {"ns_steps": ns_steps})
 
+    @staticmethod
+    def state_keys(parameter: torch.Tensor) -> tuple[str, ...]:
+        """What is kept of a parameter, in tensors of its shape."""
+        return ("exp_avg",) if is_matrix(parameter) else ("exp_avg", "exp_avg_sq")
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; parameters without a gradient stay."""
@@ -122,7 +127,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p]["step"] = torch.tensor(0.0)
-                for key in ("exp_avg", "exp_avg_sq"):
+                for key in self.state_keys(p):
                     self.state[p][key] = torch.zeros_like(p)
         if not params:
             return

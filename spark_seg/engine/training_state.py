@@ -56,18 +56,14 @@ def scatter_optimizer_state(
     """Puts back what `gather_optimizer_state` gave, before the first step. Every process must call it with all of it.
 
     Raises:
-        KeyError: The state lacks a trainable parameter.
+        KeyError: The state lacks a trainable parameter, or a part of its state.
     """
-    own: dict[str, list[str]] = {}
-    for name, key in (entry.split(SEPARATOR) for entry in state if SEPARATOR in entry):
-        own.setdefault(name, []).append(key)
-    if not own and _STEP not in state:
+    keys = sorted({name.split(SEPARATOR)[1] for name in state if SEPARATOR in name})
+    if not keys and _STEP not in state:
         return
-    if own:
-        for name, _ in named_trainable(module):
-            own[name].sort()  # whoever is missing altogether is a KeyError
-    else:
-        own = {name: [] for name, _ in named_trainable(module)}
+    # an optimizer that keeps other state for some parameters says so; all others have every key for each
+    state_keys = getattr(_base(optimizer), "state_keys", lambda parameter: keys)
+    own = {name: list(state_keys(p)) for name, p in named_trainable(module)}
     _create(optimizer, module, own, state.get(_STEP))
     for name, parameter in named_trainable(module):
         for key in own[name]:

@@ -124,6 +124,19 @@ def test_goes_on_bit_for_bit() -> None:
         assert torch.equal(a, b)
 
 
+def test_state_that_lacks_a_part_is_told() -> None:
+    """AdamW needs what Muon does not keep of a matrix, and Muon's own must be whole."""
+    net = model()
+    one = MuonAdamW(net.parameters(), lr=1e-2)
+    steps(net, one, 1)
+    state = gather_optimizer_state(one, net, keep=True)
+    with pytest.raises(KeyError, match="exp_avg_sq"):
+        scatter_optimizer_state(torch.optim.AdamW(net.parameters()), net, state)
+    del state["0.bias//exp_avg_sq"]
+    with pytest.raises(KeyError, match=r"0\.bias//exp_avg_sq"):
+        scatter_optimizer_state(MuonAdamW(net.parameters()), net, state)
+
+
 def _one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     net = model()
