@@ -9,9 +9,9 @@ input centred on the dark sky and averaged weights make the most of a few minute
 _base_ = ["./segformer_b0_spark.py"]
 pretrained, data_root = None, "data/spark_demo"
 demo_data = dict(images=1600, train_size=512, val=60, test=20, size=1024, seed=0)
-image_size, tta, batch_size, epochs, val_every = 320, 8, 16, 10, 10
+image_size, tta, batch_size, epochs, val_every = 320, 8, 32, 10, 10
 lr, min_lr, warmup_epochs, betas, ema_decay = 2e-3, 1e-5, 0.05, (0.9, 0.99), 0.995
-num_workers, log_every, cache, zero_stage = 1, 50, None, 0  # masks stay in memory
+num_workers, log_every, cache, zero_stage, schedule = 0, 50, None, 0, "poly"  # all stays in memory
 optimizer = dict(_delete_=True, type="MuonAdamW", ns_steps=4)  # more from each frame than AdamW
 _warp = dict(scale=(0.72, 0.88), rotation=10, crop=0.3, focus=0.8)
 _norm, _head = dict(mean=[36, 36, 36], std=[30, 30, 30]), dict(dropout_ratio=0.0)

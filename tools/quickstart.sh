@@ -13,19 +13,13 @@ python=.venv/bin/python
 # Each step is skipped when what it makes is there and not older than what it is made from.
 step() { echo && echo "== $1"; }
 
-# On a CPU two processes of half the cores each, in bf16 where the processor computes in it, make more than twice as many
-# windows a second as one process of all cores in fp32; more epochs fit the ten minutes then.
+# Where the processor computes in bf16 more epochs fit the ten minutes.
 train() {
-    local cores options=()
-    cores=$(nproc 2>/dev/null || echo 1)
-    if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
-        options=(--cfg-options precision=bf16 epochs=27 val_every=27)
+    local options=()
+    if ! command -v nvidia-smi >/dev/null && grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
+        options=(--cfg-options precision=bf16 epochs=29 val_every=29)
     fi
-    if command -v nvidia-smi >/dev/null || [ "$cores" -lt 2 ]; then
-        "$python" tools/train.py "configs/$config.py" "$@"
-    else
-        OMP_NUM_THREADS=$((cores / 2)) PYTHON=$python bash tools/dist_train.sh "configs/$config.py" 2 "$@" "${options[@]}"
-    fi
+    "$python" tools/train.py "configs/$config.py" "$@" "${options[@]}"
 }
 
 step "1/5 train $config with DeepSpeed (renders its data first)"

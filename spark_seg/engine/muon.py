@@ -146,6 +146,7 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            fused=True if params[0].device.type == "cpu" else None,  # a GPU's would want the steps there
         )
 
     def _step_muon(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
@@ -153,12 +154,13 @@ class MuonAdamW(torch.optim.Optimizer):
         for p in params:
             if not self.state[p]:
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
-            self.state[p]["exp_avg"].lerp_(_grad(p), 1 - group["momentum"])
             shapes.setdefault(_shape(p), []).append(p)
         if not shapes:
             return
+        averages = [self.state[p]["exp_avg"] for p in params]
+        torch._foreach_lerp_(averages, [_grad(p) for p in params], 1 - group["momentum"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         for p, update in self._updates(shapes, group["momentum"], group["ns_steps"]):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update, alpha=-group["lr"] * LIKE_ADAMW * max(_shape(p)) ** 0.5)
 
     def _updates(
