@@ -55,7 +55,7 @@ def test_quickstart(tmp_path: Path) -> None:
     assert seconds < 600
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     long = rows[-1]["epoch"] > 20  # where the processor computes in bf16
-    assert reached["val"] > (0.74 if long else 0.5), "it learned"
+    assert reached["val"] > (0.77 if long else 0.5), "it learned"
     assert reached["test"] > (0.75 if long else 0.5), "the promised 0.75 on the test frames"
     looked_for = (
         "test_val/table.txt",
@@ -80,7 +80,8 @@ def test_quickstart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    strict=False, reason="0.797 where it was last measured: on the edge, on either side of it"
+    strict=False,
+    reason="0.804 to 0.815 where measured: chance and the processor move it by a point",
 )
 def test_quickstart_reaches_what_is_promised() -> None:
     """From scratch: 0.80 on the validation split, 0.75 on the test frames, which are few."""

@@ -28,8 +28,6 @@ def clone(tmp_path: Path) -> Path:
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
     (tmp_path / "tools" / "setup_env.sh").write_text("setup_env() { :; }\n")
-    # One process, whatever the machine has
-    (tmp_path / "tools" / "dist_train.sh").write_text('"$PYTHON" tools/train.py "$1" "${@:3}"\n')
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)

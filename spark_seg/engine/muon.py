@@ -146,7 +146,9 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
-            fused=True if params[0].device.type == "cpu" else None,  # a GPU's would want the steps there
+            fused=True
+            if params[0].device.type == "cpu"
+            else None,  # a GPU's would want the steps there
         )
 
     def _step_muon(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
