@@ -19,7 +19,7 @@ train() {
     if ! command -v nvidia-smi >/dev/null && grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
         options=(--cfg-options precision=bf16 epochs=29 val_every=29)
     fi
-    "$python" tools/train.py "configs/$config.py" "$@" "${options[@]}"
+    "$python" tools/train.py "configs/$config.py" "$@" ${options[@]+"${options[@]}"}  # bash 3.2: an empty array is unbound
 }
 
 step "1/5 train $config with DeepSpeed (renders its data first)"

@@ -132,6 +132,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if not params:
             return
         states = [self.state[p] for p in params]
+        # torch's own choice on a CPU is a loop in Python; a GPU's fused kernel would want the step counts there
+        fused = True if params[0].device.type == "cpu" else None
         adamw(
             list[torch.Tensor](params),
             [_grad(p) for p in params],
@@ -146,9 +148,7 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
-            fused=True
-            if params[0].device.type == "cpu"
-            else None,  # a GPU's would want the steps there
+            fused=fused,
         )
 
     def _step_muon(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
