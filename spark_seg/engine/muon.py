@@ -161,7 +161,7 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         averages = [self.state[p]["exp_avg"] for p in params]
         torch._foreach_lerp_(averages, [_grad(p) for p in params], 1 - group["momentum"])
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(list[torch.Tensor](params), 1 - group["lr"] * group["weight_decay"])
         for p, update in self._updates(shapes, group["momentum"], group["ns_steps"]):
             p.add_(update, alpha=-group["lr"] * LIKE_ADAMW * max(_shape(p)) ** 0.5)
 
