@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 CLASSES = 3
+# Their users' processes have the allocator's settings as they come; `stock_kept` is stock with ours.
+FOREIGN = ("stock", "hf_eager", "hf_sdpa")
 # Dense bf16 FLOP/s without sparsity, from the vendors' data sheets.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -32,6 +34,11 @@ def add_options(parser: argparse.ArgumentParser, cases: tuple[str, ...]) -> None
     add("--repeat", type=int, default=7, help="rounds (default: 7)")
     add("--threads", type=int, help="of the CPU (default: torch's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    add(
+        "--together",
+        action="store_true",
+        help="all ways in one process, the allocator set as ours has it (default: on the CPU each in its own)",
+    )
 
 
 def check_options(args: argparse.Namespace, cases: tuple[str, ...], impls: tuple[str, ...]) -> None:
@@ -143,11 +150,19 @@ def threads(count: int | None) -> Any:
         torch.set_num_threads(before)
 
 
-def require(package: str, named: bool) -> None:
-    """A package that is missing: an error where it was asked for by name, else nothing.
+def compete(impls: tuple[str, ...], named: bool, apart: bool) -> list[str]:
+    """Those whose packages are installed; `stock_kept` only apart or named, as in one process it is stock.
 
     Raises:
-        UserError: With the command that installs it.
+        UserError: One is missing that was asked for by name; with the command that installs it.
     """
-    if named:
-        raise UserError(f"{package} is not installed: pip install {package}")
+    found = []
+    for impl in impls:
+        package = "transformers" if impl.startswith("hf_") else impl
+        ours = impl.startswith(("stock", "ours"))
+        if not ours and not installed(package):
+            if named:
+                raise UserError(f"{package} is not installed: pip install {package}")
+        elif impl != "stock_kept" or apart or named:
+            found.append(impl)
+    return found

@@ -1,8 +1,10 @@
 """A forward pass from normalised images to logits: ours against stock mmseg, Hugging Face, ONNX Runtime, OpenVINO.
 
-All compete in turn in one process, with the same allocator settings. Ours is what predictions run: accelerated, with
-frozen weights. `stock` in an `infer_bf16` row is mmseg under bf16 autocast; `ratio_to_stock` compares with mmseg in
-fp32 in both cases (on a GPU: with mmseg in the row's own precision, as fp32 is nobody's choice there).
+They take turns; on the CPU each in a process of its own, where the C library's allocator is set as predictions of ours
+set it for our ways, and left alone for stock mmseg and Hugging Face (`stock_kept` is stock with our setting). Ours is
+what predictions run: accelerated, with frozen weights. `stock` in an `infer_bf16` row is mmseg under bf16 autocast;
+`ratio_to_stock` compares with mmseg in fp32 in both cases (on a GPU: with mmseg in the row's own precision, as fp32 is
+nobody's choice there).
 """
 
 import argparse
@@ -11,7 +13,7 @@ from typing import Any
 
 PURPOSE = "the network's forward pass, against stock mmseg and other runtimes"
 CASES = ("infer_fp32", "infer_bf16")
-IMPLS = ("stock", "ours", "hf_eager", "hf_sdpa", "onnxruntime", "openvino")
+IMPLS = ("stock", "stock_kept", "ours", "hf_eager", "hf_sdpa", "onnxruntime", "openvino")
 _BASE = "stock fp32"
 
 
@@ -41,24 +43,31 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
     from spark_seg.benchmark import contestants
+    from spark_seg.benchmark.apart import Ways
     from spark_seg.benchmark.timing import race
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
     contestants.check_options(args, CASES, IMPLS)
-    reuse_memory()  # as training and prediction do
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
+    apart = not (cuda or args.together)
+    if not apart:
+        reuse_memory()
     torch.backends.cudnn.benchmark = cuda  # as the configs have it
+    impls = contestants.compete(tuple(args.impls or IMPLS), args.impls is not None, apart)
     rows: list[dict[str, Any]] = []
-    with contestants.threads(args.threads):
+    with (
+        contestants.threads(args.threads),
+        Ways(make, apart, contestants.FOREIGN, args.threads) as ways,
+    ):
         for variant in args.variants:
-            stock = contestants.stock_model(variant).eval()
             for size in args.sizes:
-                flops = count_flops(stock, size)
+                flops = count_flops(contestants.stock_model(variant).eval(), size)
                 for case in args.cases:
                     for batch in args.batches:
-                        calls = _calls(stock, case, size, batch, device, args.impls)
+                        names = _names(impls, case, device)
+                        calls = ways.calls(names, variant, case, size, batch, device)
                         found = race(calls, args.repeat, cuda=cuda)
                         about = {"case": case, "variant": variant, "size": size, "batch": batch}
                         rows += _rows(about, found, flops, device)
@@ -90,58 +99,46 @@ def _rows(
     return rows
 
 
-def _calls(
-    stock: Any, case: str, size: int, batch: int, device: str, impls: list[str] | None
-) -> dict[str, Callable[[], Any]]:
-    import copy
+def _names(impls: list[str], case: str, device: str) -> list[str]:
+    """Who competes in a case; `stock fp32` is whom all others are compared with, and stock itself in fp32."""
+    bf16, base = case == "infer_bf16", [_BASE]
+    if device != "cpu":  # runtimes are measured where they compute: on the CPU
+        impls = [name for name in impls if name not in ("onnxruntime", "openvino")]
+        base = [] if bf16 else base
+    if bf16:
+        return base + [name for name in impls if name != "onnxruntime"]  # its CPU kernels have none
+    return base + [name for name in impls if name != "stock"]
 
+
+def make(
+    impl: str, variant: str, case: str, size: int, batch: int, device: str
+) -> Callable[[], Any]:
+    """One way's call."""
     import torch
 
+    from spark_seg import register  # noqa: F401
     from spark_seg.benchmark import contestants
     from spark_seg.models.fast_inference import freeze_weights
 
-    bf16 = case == "infer_bf16"
+    bf16 = case == "infer_bf16" and impl != _BASE
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-
-    def call(model: Any, low: bool = bf16) -> Callable[[], Any]:
-        run = contestants.logits_of(model.to(device).eval())
-
-        def forward() -> Any:
-            with torch.inference_mode(), contestants.autocast(device, low):
-                return run(x)
-
-        return forward
-
-    def ours() -> Any:
-        model = contestants.fast_model(stock).to(device).eval()
-        forward = call(model)
+    model: Any = contestants.stock_model(variant).eval()
+    if impl in ("onnxruntime", "openvino"):
+        return _exported(model, x, impl, "bf16" if bf16 else "fp32")
+    if impl == "ours":
+        model = contestants.fast_model(model)
+    elif impl.startswith("hf_"):
+        model = contestants.hugging_face_model(model, impl.removeprefix("hf_"))
+    model = model.to(device).eval()
+    run = contestants.logits_of(model)
+    if impl == "ours":
         freeze_weights(model, torch.bfloat16 if bf16 else torch.float32)
-        return forward
 
-    calls: dict[str, Callable[[], Any]] = {}
-    if device == "cpu" or not bf16:
-        calls[_BASE] = call(copy.deepcopy(stock), False)
-    makers: dict[str, Callable[[], Any]] = {
-        "stock": lambda: call(copy.deepcopy(stock)),
-        "ours": ours,
-        "hf_eager": lambda: call(contestants.hugging_face_model(stock, "eager")),
-        "hf_sdpa": lambda: call(contestants.hugging_face_model(stock, "sdpa")),
-        "onnxruntime": lambda: _exported(stock, x, "onnxruntime", "fp32"),
-        "openvino": lambda: _exported(stock, x, "openvino", "bf16" if bf16 else "fp32"),
-    }
-    for name in impls or IMPLS:
-        if name == "stock" and not bf16:
-            continue  # the base
-        package = "transformers" if name.startswith("hf_") else name
-        if package not in ("stock", "ours") and not contestants.installed(package):
-            contestants.require(package, named=impls is not None)
-            continue
-        if package in ("onnxruntime", "openvino") and device != "cpu":
-            continue  # measured where they compute: on the CPU
-        if name == "onnxruntime" and bf16:
-            continue  # its CPU kernels have no bf16
-        calls[name] = makers[name]()
-    return calls
+    def forward() -> Any:
+        with torch.inference_mode(), contestants.autocast(device, bf16):
+            return run(x)
+
+    return forward
 
 
 def _exported(stock: Any, x: Any, backend: str, precision: str) -> Callable[[], Any]:

@@ -94,8 +94,34 @@ def write_json(path: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str,
     write_bytes(path, text.encode())
 
 
+class Lane:
+    """A call that takes part in a race.
+
+    Args:
+        call: What competes.
+        cuda: Whether it runs on the GPU: timed by its own clock.
+    """
+
+    def __init__(self, call: Callable[[], Any], cuda: bool = False) -> None:
+        self._call, self._cuda = call, cuda
+
+    def warm(self) -> None:
+        """A call that does not count."""
+        self._call()
+
+    def peak(self) -> float:
+        """As `peak_memory`."""
+        return peak_memory(self._call, self._cuda)
+
+    def time(self) -> tuple[float, float]:
+        """Milliseconds of a call, and those that all threads of its process computed."""
+        busy = time.process_time()
+        spent = _milliseconds(self._call, self._cuda)
+        return spent, 1e3 * (time.process_time() - busy)
+
+
 def race(
-    calls: Mapping[str, Callable[[], Any]], repeat: int, warmup: int = 2, cuda: bool = False
+    calls: Mapping[str, Callable[[], Any] | Lane], repeat: int, warmup: int = 2, cuda: bool = False
 ) -> dict[str, dict[str, float]]:
     """Times several calls in turn, so that what else the machine does meets all of them alike.
 
@@ -110,17 +136,18 @@ def race(
 
     Returns:
         For each call that fits the memory `median_ms`, `low_ms` and `high_ms` (quartiles), `cpu_ms` (the median of
-        what all of this process's threads computed) and `peak_mb`: the most memory it took over what the process held
+        what all threads of its process computed) and `peak_mb`: the most memory it took over what the process held
         before it (RSS; GPU: allocated).
     """
+    lanes = {n: call if isinstance(call, Lane) else Lane(call, cuda) for n, call in calls.items()}
     peaks: dict[str, float] = {}
     quick = set()
-    for name, call in calls.items():
+    for name, lane in lanes.items():
         try:
             for _ in range(warmup):
-                call()
+                lane.warm()
             start = time.perf_counter()
-            peaks[name] = peak_memory(call, cuda)
+            peaks[name] = lane.peak()
             if time.perf_counter() - start < 1:
                 quick.add(name)
         except (
@@ -129,22 +156,21 @@ def race(
             if not _is_out_of_memory(error):
                 raise
             print(f"{name}: out of memory", file=sys.stderr)
-    times: dict[str, list[float]] = {name: [] for name in peaks}
-    own: dict[str, list[float]] = {name: [] for name in peaks}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in peaks}
     for _ in range(repeat):
         for name in peaks:
             if name in quick:
-                calls[name]()
-            busy = time.process_time()
-            times[name].append(_milliseconds(calls[name], cuda))
-            own[name].append(1e3 * (time.process_time() - busy))
+                lanes[name].warm()
+            times[name].append(lanes[name].time())
     found = {}
     for name, values in times.items():
+        walls = [wall for wall, _ in values]
         low, median, high = (
-            statistics.quantiles(values, n=4, method="inclusive") if repeat > 1 else values * 3
+            statistics.quantiles(walls, n=4, method="inclusive") if repeat > 1 else walls * 3
         )
         spread = {"median_ms": median, "low_ms": low, "high_ms": high}
-        found[name] = {**spread, "cpu_ms": statistics.median(own[name]), "peak_mb": peaks[name]}
+        cpu = statistics.median(own for _, own in values)
+        found[name] = {**spread, "cpu_ms": cpu, "peak_mb": peaks[name]}
     return found
 
 

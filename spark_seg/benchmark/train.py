@@ -1,7 +1,8 @@
 """A training step: forward, cross-entropy at full size, backward, AdamW; ours against stock mmseg and Hugging Face.
 
-All compete in turn in one process, with the same allocator settings; ours steps torch's fused AdamW, as a training
-without ZeRO's partition does, the others its default. `ratio_to_stock` compares with mmseg in the row's own precision.
+They take turns; on the CPU each in a process of its own, with the allocator's settings as in `benchmark.model`. Ours
+steps torch's fused AdamW, as a training without ZeRO's partition does, the others its default. `ratio_to_stock`
+compares with mmseg in the row's own precision.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from typing import Any
 
 PURPOSE = "a training step on images in memory, against stock mmseg and Hugging Face"
 CASES = ("train_fp32", "train_bf16")
-IMPLS = ("stock", "ours", "ours_graphs", "hf_eager", "hf_sdpa")
+IMPLS = ("stock", "stock_kept", "ours", "ours_graphs", "hf_eager", "hf_sdpa")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,24 +39,32 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
     from spark_seg.benchmark import contestants
+    from spark_seg.benchmark.apart import Ways
     from spark_seg.benchmark.timing import race
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
     contestants.check_options(args, CASES, IMPLS)
-    reuse_memory()  # as training and prediction do
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
+    apart = not (cuda or args.together)
+    if not apart:
+        reuse_memory()
     torch.backends.cudnn.benchmark = cuda  # as the configs have it
+    impls = contestants.compete(tuple(args.impls or IMPLS), args.impls is not None, apart)
+    if not cuda:
+        impls = [name for name in impls if name != "ours_graphs"]  # graphs are CUDA's
     rows: list[dict[str, Any]] = []
-    with contestants.threads(args.threads):
+    with (
+        contestants.threads(args.threads),
+        Ways(make, apart, contestants.FOREIGN, args.threads) as ways,
+    ):
         for variant in args.variants:
-            stock = contestants.stock_model(variant)
             for size in args.sizes:
-                flops = 3 * count_flops(stock, size)
+                flops = 3 * count_flops(contestants.stock_model(variant), size)
                 for case in args.cases:
                     for batch in args.batches:
-                        calls = _calls(stock, case, size, batch, device, args.impls)
+                        calls = ways.calls(impls, variant, case, size, batch, device)
                         found = race(calls, args.repeat, cuda=cuda)
                         base = found.get("stock")
                         for impl, stats in found.items():
@@ -77,34 +86,24 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _calls(
-    stock: Any, case: str, size: int, batch: int, device: str, impls: list[str] | None
-) -> dict[str, Callable[[], Any]]:
-    import copy
-
+def make(
+    impl: str, variant: str, case: str, size: int, batch: int, device: str
+) -> Callable[[], Any]:
+    """One way's step."""
+    from spark_seg import register  # noqa: F401
     from spark_seg.benchmark import contestants
     from spark_seg.models.graphs import record_training
 
-    makers: dict[str, Callable[[], Any]] = {
-        "stock": lambda: copy.deepcopy(stock),
-        "ours": lambda: contestants.fast_model(stock),
-        "ours_graphs": lambda: contestants.fast_model(stock),
-        "hf_eager": lambda: contestants.hugging_face_model(stock, "eager"),
-        "hf_sdpa": lambda: contestants.hugging_face_model(stock, "sdpa"),
-    }
-    calls = {}
-    for name in impls or IMPLS:
-        if name.startswith("hf_") and not contestants.installed("transformers"):
-            contestants.require("transformers", named=impls is not None)
-            continue
-        if name == "ours_graphs" and device == "cpu":
-            continue  # graphs are CUDA's
-        model = makers[name]().to(device).train()
-        if name == "ours_graphs":
-            record_training(model)
-        ours = name.startswith("ours")
-        calls[name] = step(model, case == "train_bf16", size, batch, device, fused=ours)
-    return calls
+    model: Any = contestants.stock_model(variant)
+    ours = impl.startswith("ours")
+    if ours:
+        model = contestants.fast_model(model)
+    elif impl.startswith("hf_"):
+        model = contestants.hugging_face_model(model, impl.removeprefix("hf_"))
+    model = model.to(device).train()
+    if impl == "ours_graphs":
+        record_training(model)
+    return step(model, case == "train_bf16", size, batch, device, fused=ours)
 
 
 def step(

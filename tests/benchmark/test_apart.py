@@ -1,0 +1,93 @@
+"""Ways in processes of their own: what they answer, what they raise, how their memory is set."""
+
+import ctypes
+import os
+
+import pytest
+
+from spark_seg.benchmark.apart import Ways
+from spark_seg.benchmark.timing import Lane, race
+from spark_seg.errors import UserError
+
+
+def make(way: str, what: str):
+    if way == "wrong":
+        raise UserError("nothing of the kind")
+    if way == "broken":
+        raise ValueError("a mistake of ours")
+    if way == "full":
+        return full
+    if what == "ends":
+        return lambda: os._exit(1)
+    return lambda: [0] * 100_000
+
+
+def full() -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+
+def kept(way: str):
+    """Raises where freed memory does not stay in the process."""
+    return keeps_memory
+
+
+def keeps_memory() -> None:
+    def resident() -> int:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * 4096
+
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    before = resident()
+    block = libc.malloc(24 << 20)
+    ctypes.memset(block, 1, 24 << 20)
+    libc.free(block)
+    if resident() - before < 20 << 20:
+        raise RuntimeError("it went back to the system")
+
+
+def test_they_race_and_end() -> None:
+    with Ways(make, True, ["a"], 1) as ways:
+        found = race(ways.calls(["a", "a again", "b"], "list"), repeat=2)
+        processes = [process._process for process in ways._processes.values()]
+        assert len(processes) == 2, "one for each first word"
+        assert all(isinstance(lane, Lane) for lane in ways.calls(["b"], "list").values())
+        assert list(found) == ["a", "a again", "b"]
+        assert all(row["median_ms"] > 0 and row["cpu_ms"] > 0 for row in found.values())
+        assert os.getpid() not in [process.pid for process in processes]
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_what_goes_wrong_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with Ways(make, True, [], None) as ways:
+        with pytest.raises(UserError, match="nothing of the kind"):
+            ways.calls(["wrong"], "")
+        with pytest.raises(RuntimeError, match="a mistake of ours"):
+            ways.calls(["broken"], "")
+        assert list(race(ways.calls(["full", "b"], "list"), repeat=1)) == ["b"]
+        assert race(ways.calls(["c"], "ends"), repeat=1) == {}
+        ways._processes["c"]._process.join(10)
+        assert list(race(ways.calls(["c"], "list"), repeat=1)) == ["c"], "in another process"
+    assert "c: out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    any(name.startswith("MALLOC_") for name in os.environ), reason="the user set MALLOC_*"
+)
+def test_memory_is_kept_for_ours_alone() -> None:
+    with Ways(kept, True, ["stock"], None) as ways:
+        calls = ways.calls(["stock", "ours"])
+        ours, stock = calls["ours"], calls["stock"]
+        assert isinstance(ours, Lane) and isinstance(stock, Lane)
+        ours.warm()
+        with pytest.raises(RuntimeError, match="went back"):
+            stock.warm()
+
+
+def test_together_all_are_here() -> None:
+    with Ways(make, False, [], None) as ways:
+        calls = ways.calls(["a", "b"], "list")
+        assert not any(isinstance(call, Lane) for call in calls.values())
+        assert not ways._processes
+        assert list(race(calls, repeat=1)) == ["a", "b"]
