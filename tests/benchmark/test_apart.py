@@ -79,7 +79,8 @@ def test_memory_is_kept_for_ours_alone() -> None:
     with Ways(kept, True, ["stock"], None) as ways:
         calls = ways.calls(["stock", "ours"])
         ours, stock = calls["ours"], calls["stock"]
-        assert isinstance(ours, Lane) and isinstance(stock, Lane)
+        assert isinstance(ours, Lane)
+        assert isinstance(stock, Lane)
         ours.warm()
         with pytest.raises(RuntimeError, match="went back"):
             stock.warm()
