@@ -12,14 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# The foreground mIoU that the quickstart reached, for the second test.
-reached: dict[str, float] = {}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_quickstart(tmp_path: Path) -> None:
-    """Every step, in under ten minutes once the packages are in."""
+    """Every step, in under ten minutes once the packages are in, and as good as it is meant to be.
+
+    That is a foreground mIoU of 0.80 on the validation split, 0.75 on the test frames, which are few; less where
+    neither a GPU nor bf16 on the processor makes the training's longer form.
+    """
     clone = tmp_path / "clone"
     shutil.copytree(
         ROOT,
@@ -51,12 +51,11 @@ def test_quickstart(tmp_path: Path) -> None:
     metrics = json.loads((run / "test_val" / "metrics.json").read_text())
     print(f"quickstart: {seconds:.0f} s, mIoU/foreground {metrics['mIoU/foreground']:.4f}")
     score = json.loads((run / "submission" / "score.json").read_text())
-    reached.update(val=metrics["mIoU/foreground"], test=score["mIoU/foreground"])
     assert seconds < 600
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    long = rows[-1]["epoch"] > 20  # where the processor computes in bf16
-    assert reached["val"] > (0.77 if long else 0.5), "it learned"
-    assert reached["test"] > (0.75 if long else 0.5), "the promised 0.75 on the test frames"
+    longer = rows[-1]["epoch"] > 20
+    assert metrics["mIoU/foreground"] >= (0.80 if longer else 0.5)
+    assert score["mIoU/foreground"] >= (0.75 if longer else 0.5)
     looked_for = (
         "test_val/table.txt",
         "test_val/overlays.png",
@@ -76,15 +75,3 @@ def test_quickstart(tmp_path: Path) -> None:
         p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != "score.json"
     }
     assert before == after
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False,
-    reason="0.804 to 0.815 where measured: chance and the processor move it by a point",
-)
-def test_quickstart_reaches_what_is_promised() -> None:
-    """From scratch: 0.80 on the validation split, 0.75 on the test frames, which are few."""
-    assert reached, "test_quickstart comes first"
-    assert reached["val"] >= 0.80
-    assert reached["test"] >= 0.75

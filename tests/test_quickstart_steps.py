@@ -27,7 +27,8 @@ def clone(tmp_path: Path) -> Path:
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-    (tmp_path / "tools" / "setup_env.sh").write_text("setup_env() { :; }\n")
+    without = "setup_env() { :; }\nnvidia_driver() { false; }\n"
+    (tmp_path / "tools" / "setup_env.sh").write_text(without)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)
@@ -75,6 +76,15 @@ def test_after_a_pull_it_is_done_anew(changed: str, clone: Path) -> None:
     assert calls == ["train.py", "test.py", "infer.py"]
     assert "configs or code are others" in said
     assert quickstart(clone)[0] == []
+
+
+def test_a_gpu_trains_longer(clone: Path) -> None:
+    """In the precision that the config chooses there."""
+    with_one = "setup_env() { :; }\nnvidia_driver() { true; }\n"
+    (clone / "tools" / "setup_env.sh").write_text(with_one)
+    quickstart(clone)
+    train = (clone / "calls").read_text().splitlines()[0]
+    assert train.endswith("segformer_b0_spark_demo.py --cfg-options epochs=29 val_every=29")
 
 
 def test_an_interrupted_training_goes_on(clone: Path) -> None:
