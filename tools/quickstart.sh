@@ -16,7 +16,7 @@ step() { echo && echo "== $1"; }
 # On a GPU, and where the processor computes in bf16, more epochs fit the ten minutes.
 train() {
     local options=()
-    if nvidia_driver; then
+    if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         options=(--cfg-options epochs=29 val_every=29)
     elif grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
         options=(--cfg-options precision=bf16 epochs=29 val_every=29)

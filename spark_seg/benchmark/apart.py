@@ -4,12 +4,14 @@ In one process they share what is set for a whole process and for good, as this 
 allocator (`spark_seg.datasets.memory`), and the threads of every runtime that is loaded.
 """
 
+import gc
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from spark_seg.benchmark.timing import Lane
+from spark_seg.benchmark.timing import Lane, OutOfMemory, is_out_of_memory
 from spark_seg.errors import UserError
 
 
@@ -20,9 +22,6 @@ class Apart:
         make: Returns a call; a module's function, and all that is given to it, can be pickled.
         keep_memory: Whether the allocator keeps freed memory there, as in trainings and predictions of ours.
         threads: torch's; None leaves them.
-
-    Raises:
-        UserError: From `lane`: what `make` raised there.
     """
 
     def __init__(
@@ -36,21 +35,33 @@ class Apart:
         there.close()
 
     def lane(self, name: str, *given: Any) -> Lane:
-        """The call that `make(name, *given)` returns there."""
-        self.ask("make", name, given)
-        return _LaneApart(self, name)
+        """The call that `make(name, *given)` returns there; made when it is first called.
+
+        Its methods raise as `ask`.
+        """
+        return _LaneApart(self, name, given)
 
     def forget(self) -> None:
-        """Drops all calls and what they hold."""
+        """Drops all calls and what they hold; raises as `ask`."""
         self.ask("forget")
 
     def ask(self, *what: Any) -> Any:
-        """What the process answers."""
+        """What the process answers.
+
+        Raises:
+            UserError: What the call, or its making, raised there.
+            OutOfMemory: The system ended the process, as it does where memory does not suffice.
+            RuntimeError: What else went wrong there, and how the process ended.
+        """
         try:
             self._here.send(what)
             kind, answer = self._here.recv()
         except (EOFError, ConnectionError):
-            raise RuntimeError("out of memory? The way's process ended") from None
+            self._process.join(10)
+            code = self._process.exitcode
+            if code == -signal.SIGKILL:
+                raise OutOfMemory("out of memory: the system ended its process") from None
+            raise RuntimeError(f"the process of a way ended by itself, exit code {code}") from None
         if kind == "error":
             raise answer
         return answer
@@ -67,15 +78,21 @@ class Apart:
 
 
 class _LaneApart(Lane):
-    def __init__(self, process: Apart, name: str) -> None:
-        super().__init__(lambda: process.ask("warm", name))
-        self._process, self._name = process, name
+    def __init__(self, process: Apart, name: str, given: tuple[Any, ...]) -> None:
+        super().__init__(lambda: self._ask("warm"))
+        self._process, self._name, self._given, self._made = process, name, given, False
+
+    def _ask(self, verb: str) -> Any:
+        if not self._made:
+            self._process.ask("make", self._name, self._given)
+            self._made = True
+        return self._process.ask(verb, self._name)
 
     def peak(self) -> float:
-        return self._process.ask("peak", self._name)
+        return self._ask("peak")
 
     def time(self) -> tuple[float, float]:
-        return self._process.ask("time", self._name)
+        return self._ask("time")
 
 
 class Ways:
@@ -107,7 +124,11 @@ class Ways:
             process.close()
 
     def calls(self, ways: Iterable[str], *given: Any) -> dict[str, Callable[[], Any] | Lane]:
-        """What `timing.race` takes, by way; drops those of the time before."""
+        """What `timing.race` takes, by way; drops those of the time before.
+
+        Raises:
+            RuntimeError: As `Apart.ask`; in one process what `make` raises.
+        """
         if not self._apart:
             return {way: self._make(way, *given) for way in ways}
         for name, process in list(self._processes.items()):
@@ -125,6 +146,9 @@ class Ways:
 
 
 def _serve(there: Any, make: Callable[..., Any], keep_memory: bool, threads: int | None) -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the benchmark's own, which ends this one
     import torch
 
     from spark_seg.datasets.memory import reuse_memory
@@ -141,9 +165,11 @@ def _serve(there: Any, make: Callable[..., Any], keep_memory: bool, threads: int
             return
         try:
             there.send(("answer", _do(lanes, make, verb, *rest)))
-        except (UserError, RuntimeError) as error:
+        except (UserError, RuntimeError, MemoryError) as error:
             kind = UserError if isinstance(error, UserError) else RuntimeError  # those can be sent
-            there.send(("error", kind(str(error))))
+            there.send(
+                ("error", OutOfMemory(str(error)) if is_out_of_memory(error) else kind(str(error)))
+            )
         except Exception:
             there.send(("error", RuntimeError(traceback.format_exc())))
 
@@ -154,6 +180,7 @@ def _do(lanes: dict[str, Lane], make: Callable[..., Any], verb: str, *rest: Any)
         lanes[name] = Lane(make(name, *given))
     elif verb == "forget":
         lanes.clear()
+        gc.collect()  # models hold themselves in circles
     elif verb == "warm":
         lanes[rest[0]].warm()
     else:

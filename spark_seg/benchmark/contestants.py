@@ -150,19 +150,49 @@ def threads(count: int | None) -> Any:
         torch.set_num_threads(before)
 
 
-def compete(impls: tuple[str, ...], named: bool, apart: bool) -> list[str]:
-    """Those whose packages are installed; `stock_kept` only apart or named, as in one process it is stock.
+def compete(impls: tuple[str, ...], named: bool, apart: bool, device: str) -> list[str]:
+    """Those of `impls` that can run here: all that were named, or an error; of all there are, what is installed.
 
     Raises:
-        UserError: One is missing that was asked for by name; with the command that installs it.
+        UserError: One cannot run that was asked for by name; with what to do.
     """
     found = []
     for impl in impls:
         package = "transformers" if impl.startswith("hf_") else impl
         ours = impl.startswith(("stock", "ours"))
+        why = None
         if not ours and not installed(package):
-            if named:
-                raise UserError(f"{package} is not installed: pip install {package}")
-        elif impl != "stock_kept" or apart or named:
+            why = f"{package} is not installed: pip install {package}"
+        elif impl == "stock_kept" and not apart:
+            why = "--impls stock_kept: in one process it is stock; only on the CPU, without --together"
+        elif impl == "ours_graphs" and device == "cpu":
+            why = "--impls ours_graphs: CUDA graphs need a GPU"
+        elif impl in ("onnxruntime", "openvino") and device != "cpu":
+            why = f"--impls {impl}: measured on the CPU only, add --device cpu"
+        if why and named:
+            raise UserError(why)
+        if not why:
             found.append(impl)
     return found
+
+
+def is_apart(args: argparse.Namespace, device: str) -> bool:
+    """Whether each way has a process of its own.
+
+    Raises:
+        UserError: `--together` on a GPU, where there is nothing else.
+    """
+    if args.together and device != "cpu":
+        raise UserError("--together is for the CPU; on a GPU all ways run in one process anyway")
+    return device == "cpu" and not args.together
+
+
+def some(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not rows:
+        raise UserError("nothing was measured: no way of --impls runs in --cases, or memory lacks")
+    return rows

@@ -3,13 +3,15 @@
 They take turns; on the CPU each in a process of its own, where the C library's allocator is set as predictions of ours
 set it for our ways, and left alone for stock mmseg and Hugging Face (`stock_kept` is stock with our setting). Ours is
 what predictions run: accelerated, with frozen weights. `stock` in an `infer_bf16` row is mmseg under bf16 autocast;
-`ratio_to_stock` compares with mmseg in fp32 in both cases (on a GPU: with mmseg in the row's own precision, as fp32 is
-nobody's choice there).
+`ratio_to_stock` compares with mmseg in fp32 in both cases, `stock_fp32` there (on a GPU: with mmseg in the row's own
+precision, as fp32 is nobody's choice there).
 """
 
 import argparse
 from collections.abc import Callable
 from typing import Any
+
+from spark_seg.errors import UserError
 
 PURPOSE = "the network's forward pass, against stock mmseg and other runtimes"
 CASES = ("infer_fp32", "infer_bf16")
@@ -51,11 +53,15 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     contestants.check_options(args, CASES, IMPLS)
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    apart = not (cuda or args.together)
+    apart = contestants.is_apart(args, device)
     if not apart:
         reuse_memory()
     torch.backends.cudnn.benchmark = cuda  # as the configs have it
-    impls = contestants.compete(tuple(args.impls or IMPLS), args.impls is not None, apart)
+    if "onnxruntime" in (args.impls or ()) and "infer_fp32" not in args.cases:
+        raise UserError(
+            "--impls onnxruntime: its CPU kernels have no bf16, add infer_fp32 to --cases"
+        )
+    impls = contestants.compete(tuple(args.impls or IMPLS), args.impls is not None, apart, device)
     rows: list[dict[str, Any]] = []
     with (
         contestants.threads(args.threads),
@@ -71,7 +77,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
                         found = race(calls, args.repeat, cuda=cuda)
                         about = {"case": case, "variant": variant, "size": size, "batch": batch}
                         rows += _rows(about, found, flops, device)
-    return rows
+    return contestants.some(rows)
 
 
 def _rows(
@@ -82,13 +88,13 @@ def _rows(
     base = found.get(_BASE if _BASE in found else "stock")
     rows = []
     for impl, stats in found.items():
-        if impl == _BASE and about["case"] != "infer_fp32":
-            continue
         batch, median = about["batch"], stats["median_ms"]
         rows.append(
             {
                 **about,
-                "impl": "stock" if impl == _BASE else impl,
+                "impl": {"infer_fp32": "stock"}.get(about["case"], "stock_fp32")
+                if impl == _BASE
+                else impl,
                 **stats,
                 "images_per_s": 1e3 * batch / median,
                 "ratio_to_stock": base["median_ms"] / median if base else None,
@@ -102,9 +108,8 @@ def _rows(
 def _names(impls: list[str], case: str, device: str) -> list[str]:
     """Who competes in a case; `stock fp32` is whom all others are compared with, and stock itself in fp32."""
     bf16, base = case == "infer_bf16", [_BASE]
-    if device != "cpu":  # runtimes are measured where they compute: on the CPU
-        impls = [name for name in impls if name not in ("onnxruntime", "openvino")]
-        base = [] if bf16 else base
+    if device != "cpu" and bf16:
+        base = []
     if bf16:
         return base + [name for name in impls if name != "onnxruntime"]  # its CPU kernels have none
     return base + [name for name in impls if name != "stock"]

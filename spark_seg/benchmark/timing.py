@@ -1,5 +1,6 @@
 """Timing and tables that all benchmarks share."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -8,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,10 @@ def race(
     before wait for work by spinning, and would take the processors from a runtime that has threads of its own.
 
     Args:
-        calls: What competes, by name. One that runs out of memory in its warm-up is left out.
+        calls: What competes, by name. One that runs out of memory is left out, which is told.
         repeat: Rounds that count, at least 1.
         warmup: Calls of each before that do not, at least 1.
-        cuda: Whether the calls run on the GPU: timed by its own clock.
+        cuda: Whether the calls run on the GPU: timed by its own clock. A `Lane` knows by itself.
 
     Returns:
         For each call that fits the memory `median_ms`, `low_ms` and `high_ms` (quartiles), `cpu_ms` (the median of
@@ -143,25 +144,21 @@ def race(
     peaks: dict[str, float] = {}
     quick = set()
     for name, lane in lanes.items():
-        try:
+        with _left_out_of(peaks, name):
             for _ in range(warmup):
                 lane.warm()
             start = time.perf_counter()
             peaks[name] = lane.peak()
             if time.perf_counter() - start < 1:
                 quick.add(name)
-        except (
-            RuntimeError
-        ) as error:  # torch.OutOfMemoryError is one; on CPUs torch has no class for it
-            if not _is_out_of_memory(error):
-                raise
-            print(f"{name}: out of memory", file=sys.stderr)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in peaks}
     for _ in range(repeat):
-        for name in peaks:
-            if name in quick:
-                lanes[name].warm()
-            times[name].append(lanes[name].time())
+        for name in list(peaks):
+            with _left_out_of(peaks, name):
+                if name in quick:
+                    lanes[name].warm()
+                times[name].append(lanes[name].time())
+    times = {name: values for name, values in times.items() if name in peaks}
     found = {}
     for name, values in times.items():
         walls = [wall for wall, _ in values]
@@ -219,6 +216,25 @@ def _status(name: str) -> float:
     raise OSError(f"/proc/self/status has no {name}")
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+class OutOfMemory(RuntimeError):
+    """There is not memory enough for a call."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says; torch has a class for it on GPUs alone."""
     text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text
+    said = "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, OutOfMemory | MemoryError) or (
+        said and isinstance(error, RuntimeError)
+    )
+
+
+@contextlib.contextmanager
+def _left_out_of(peaks: dict[str, float], name: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        peaks.pop(name, None)
+        print(f"{name}: out of memory", file=sys.stderr)

@@ -47,13 +47,11 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     contestants.check_options(args, CASES, IMPLS)
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    apart = not (cuda or args.together)
+    apart = contestants.is_apart(args, device)
     if not apart:
         reuse_memory()
     torch.backends.cudnn.benchmark = cuda  # as the configs have it
-    impls = contestants.compete(tuple(args.impls or IMPLS), args.impls is not None, apart)
-    if not cuda:
-        impls = [name for name in impls if name != "ours_graphs"]  # graphs are CUDA's
+    impls = contestants.compete(tuple(args.impls or IMPLS), args.impls is not None, apart, device)
     rows: list[dict[str, Any]] = []
     with (
         contestants.threads(args.threads),
@@ -83,7 +81,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
                                     "mfu": contestants.utilisation(flops * batch, median, device),
                                 }
                             )
-    return rows
+    return contestants.some(rows)
 
 
 def make(

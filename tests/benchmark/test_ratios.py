@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from spark_seg.benchmark.contestants import some
 from spark_seg.benchmark.ratios import committed, lost
 from spark_seg.benchmark.timing import race
 from spark_seg.cli.benchmark import main
@@ -25,9 +26,10 @@ def test_rows(part, cases, tmp_path, capsys):
     options = [*small, "--impls", "stock", "ours", "--json", str(file)]
     assert main([part, *options]) == 0
     rows = json.loads(file.read_text())["rows"]
-    assert [(r["case"], r["impl"]) for r in rows] == [
-        (case, impl) for case in cases for impl in ("stock", "ours")
-    ]
+    expected = [(case, impl) for case in cases for impl in ("stock", "ours")]
+    if part == "model":  # what bf16 is compared with, measured again
+        expected.insert(2, ("infer_bf16", "stock_fp32"))
+    assert [(r["case"], r["impl"]) for r in rows] == expected
     assert all(set(row) >= COLUMNS for row in rows)
     assert rows[0]["ratio_to_stock"] == 1
     assert all(row["median_ms"] > 0 and row["ratio_to_stock"] > 0 for row in rows)
@@ -44,11 +46,23 @@ def test_rows(part, cases, tmp_path, capsys):
         (["--cases", "infer_fp23"], "infer_fp32"),
         (["--impls", "our"], "ours"),
         (["--batches", "0"], "1 or more"),
+        (["--impls", "stock_kept", "--together", "--device", "cpu"], "in one process"),
+        (["--impls", "onnxruntime", "--cases", "infer_bf16"], "no bf16"),
     ],
 )
 def test_mistakes(option, message):
     with pytest.raises(UserError, match=message):
         main(["model", *option])
+
+
+def test_graphs_need_a_gpu():
+    with pytest.raises(UserError, match="need a GPU"):
+        main(["train", "--impls", "ours_graphs", "--device", "cpu"])
+
+
+def test_nothing_measured_is_said():
+    with pytest.raises(UserError, match="nothing was measured"):
+        some([])
 
 
 def test_race_backs_off():
@@ -61,6 +75,15 @@ def test_race_backs_off():
     found = race({"large": full, "small": lambda: calls.append(1)}, repeat=3, warmup=2)
     assert list(found) == ["small"]
     assert len(calls) == 2 + 1 + 2 * 3, "each timed call has one before it"
+    done = []
+
+    def full_later():
+        done.append(1)
+        if len(done) > 4:
+            full()
+
+    found = race({"later": full_later, "small": lambda: None}, repeat=3, warmup=2)
+    assert list(found) == ["small"], "out of memory in a round that counts"
     with pytest.raises(RuntimeError, match="else"):
         race({"x": lambda: (_ for _ in ()).throw(RuntimeError("something else"))}, repeat=1)
 
