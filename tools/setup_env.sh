@@ -13,15 +13,11 @@ find_python() {
     return 1
 }
 
-nvidia_driver() {
-    [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null
-}
-
 install_torch() {
     local version
     version=$(sed -n 's/^torch==//p' constraints.txt)
     # Without an NVIDIA driver the CUDA build is gigabytes of libraries that nothing can use.
-    if [ "$(uname -s)" = Linux ] && ! nvidia_driver; then
+    if [ "$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then
         if .venv/bin/pip install -q --retries 0 --timeout 15 "torch==$version" \
             --index-url "${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}" 2>/dev/null; then
             return 0
