@@ -119,6 +119,7 @@ def test_ratios_are_kept(tmp_path):
         options = {"cases": row["case"], "variants": row["variant"], "sizes": row["size"]}
         options["batches"] = row["batch"]
         given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        given += ["--together"] * row.get("together", False)  # measured so
         assert main([part, *given, "--impls", "stock", "ours", "--json", str(file)]) == 0
         rows += json.loads(file.read_text())["rows"]
     assert not lost(rows, before)
