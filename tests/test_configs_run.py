@@ -83,7 +83,7 @@ def test_trains_a_step(path: Path, tree: Path, tmp_path: Path) -> None:
     options = {"epochs": 1, "subset": 2, "val_every": 5, "default_hooks__checkpoint": None}
     if "demo" in path.stem:
         options["image_size"] = (
-            96  # its windows are a share of it; the first attention shrinks them by 32
+            128  # its windows are a quarter of it; the first attention shrinks them by 32
         )
     cfg = tiny.tiny_config(tree, tmp_path, str(path), **options)
     runner = training_runner(cfg)
