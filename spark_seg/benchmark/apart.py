@@ -146,9 +146,8 @@ class Ways:
 
 
 def _serve(there: Any, make: Callable[..., Any], keep_memory: bool, threads: int | None) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the benchmark's own, which ends this one
+    # Ctrl-C reaches the benchmark too, which ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     from spark_seg.datasets.memory import reuse_memory

@@ -78,11 +78,11 @@ def test_what_goes_wrong_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.splitlines()[-2:] == ["full: out of memory", "c: out of memory"]
 
 
-NOT_OURS = any(name.startswith("MALLOC_") for name in os.environ)
+MALLOC_SET = any(name.startswith("MALLOC_") for name in os.environ)
 
 
 @pytest.mark.skipif(
-    NOT_OURS or platform.libc_ver()[0] != "glibc",
+    MALLOC_SET or platform.libc_ver()[0] != "glibc",
     reason="not glibc, or the user set MALLOC_*",
 )
 def test_memory_is_kept_for_ours_alone() -> None:
