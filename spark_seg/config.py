@@ -26,7 +26,7 @@ from spark_seg.config_checks import (
     check_values,
 )
 from spark_seg.errors import UserError, UserFileNotFoundError, nearest
-from spark_seg.recipe import expand
+from spark_seg.recipe import CHOICES, expand
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -130,7 +130,7 @@ def load_config(
     object.__setattr__(cfg, "_unresolved", unresolved)
     init_default_scope(cfg.get("default_scope", "mmseg"))
     check_values(cfg)
-    expand(cfg)
+    expand(cfg, options)
     check_arguments(cfg)
     return cfg
 
@@ -214,7 +214,11 @@ def _override(cfg: "Config", key: str, value: Any) -> Any:
         names = set(KNOWN_KEYS) if len(parts) == 1 else accepted(node, where)
         if last not in names:
             raise UserError(f"unknown config key {key!r}{nearest(last, {*node.keys(), *names})}")
-    elif isinstance(node[last], dict) and not isinstance(value, dict | None):
+    elif (
+        isinstance(node[last], dict)
+        and not isinstance(value, dict | None)
+        and (len(parts) > 1 or last not in CHOICES)  # a choice is a name or a group, as one likes
+    ):
         raise UserError(f"{key} is a group of keys, not a value: set one of {sorted(node[last])}")
     before, node[last] = node.get(last, ...), value
     return before

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from spark_seg.errors import UserError, nearest
-from spark_seg.recipe_augment import AUGMENTATIONS, training_side
+from spark_seg.recipe_augment import AUGMENTATIONS, judge, training_side
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -48,15 +48,49 @@ HEADS = {"mmseg": "SegformerHead", "paper": "PaperSegformerHead"}
 _PAPER_CHANNELS = {"b0": 256, "b1": 256}  # others 768
 
 
-def expand(cfg: "Config") -> None:
+def expand(cfg: "Config", overrides: Mapping[str, Any] | None = None) -> None:
     """Works a loaded config's choices into its parts, in place.
 
+    Args:
+        cfg: With every `'$name'` replaced.
+        overrides: Dotted keys that the user set to these values: no choice may undo one in silence.
+
     Raises:
-        UserError: An unknown choice (with the nearest name) or option, or a value out of range.
+        UserError: An unknown choice (with the nearest name) or option, a value out of range or of the wrong kind, or a
+            choice that undoes an override.
     """
-    for name, work_in in _CHOICES.items():
-        if cfg.get(name) is not None:
+    watched = {key: value for key, value in (overrides or {}).items() if _stands(cfg, key, value)}
+    for name, work_in in CHOICES.items():
+        if cfg.get(name) is None:
+            continue
+        try:
             work_in(cfg, cfg[name])
+        except UserError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{name}={cfg[name]!r}: something in it is missing or of the wrong kind ({error})"
+            ) from None
+        for key, value in watched.items():
+            if not _stands(cfg, key, value):
+                raise UserError(
+                    f"{key}={value!r} has no effect beside {name}={cfg[name]!r}, which sets it: change that, or set "
+                    f"{name}=None"
+                )
+
+
+def _stands(cfg: "Config", key: str, value: Any) -> bool:
+    """Whether a dotted key has a value. Steps of a pipeline move when others are put between, and are not looked at."""
+    parts = key.split(".")
+    if parts[0] in CHOICES or "pipeline" in key:
+        return False
+    node: Any = cfg
+    for part in parts:
+        if isinstance(node, list | tuple) and part.lstrip("-").isdigit():
+            node = node[int(part)] if -len(node) <= int(part) < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, Mapping) or hasattr(node, "get") else None
+    return bool(node == value)
 
 
 def _chosen(what: str, value: Any, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -78,11 +112,22 @@ def _loss(cfg: "Config", value: Any) -> None:
             raise UserError(
                 f"loss={value!r}: give a name, a sum of names, a dict, or a list of these"
             )
-        losses += _losses_of(config) if isinstance(config, str) else [dict(config)]
+        losses += _losses_of(config) if isinstance(config, str) else [_loss_of(config)]
     if not losses:
         raise UserError("loss: name one")
+    for config in losses:
+        judge("loss", "MODELS", config)
     for head in _parts(cfg.model, "loss_decode"):
         head["loss_decode"] = losses[0] if len(losses) == 1 else dict(type="LossSum", losses=losses)
+
+
+def _loss_of(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A loss' config from a dict whose type is one of our names or a registered class."""
+    options = dict(value)
+    name = options.pop("type", None)
+    if not isinstance(name, str):
+        raise UserError(f"loss={dict(value)!r}: give its type, one of {', '.join(LOSSES)}")
+    return LOSSES.get(name, {"type": name}) | options
 
 
 def _parts(node: Any, key: str) -> list[Any]:
@@ -166,14 +211,17 @@ def _schedule(cfg: "Config", value: Any) -> None:
         raise UserError("schedule: param_scheduler is one of your own: leave `schedule` out")
     warmups[0].type = SCHEDULES[name]
     warmups[0].update(options)
+    from torch import nn, optim
+
+    rule = dict(warmups[0]) | dict(optimizer=optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))
+    judge("schedule", "PARAM_SCHEDULERS", rule | dict(end=1000, epoch_length=1))
 
 
 def _optimizer(cfg: "Config", value: Any) -> None:
     name, options = _chosen("optimizer", value, OPTIMIZERS)
     own = {k: cfg.betas if v == "$betas" else v for k, v in OPTIMIZERS[name].items()}
-    cfg.optim_wrapper.optimizer = dict(
-        type=name, lr=cfg.lr, weight_decay=cfg.weight_decay, **(own | options)
-    )
+    base = dict(type=name, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    cfg.optim_wrapper.optimizer = base | own | options
 
 
 def _paramwise(key: str) -> Callable[["Config", Any], None]:
@@ -198,7 +246,9 @@ def _add_hook(cfg: "Config", hook: dict[str, Any]) -> None:
 def _patience(cfg: "Config", value: Any) -> None:
     options = dict(value) if isinstance(value, Mapping) else {"patience": value}
     metric = cfg.get("save_best", "spark/score")
-    _add_hook(cfg, dict(type="PatienceHook", metric=metric) | options)
+    hook = dict(type="PatienceHook", metric=metric) | options
+    judge("patience", "HOOKS", hook)
+    _add_hook(cfg, hook)
 
 
 def _multi_scale(cfg: "Config", value: Any) -> None:
@@ -216,10 +266,11 @@ def _multi_scale(cfg: "Config", value: Any) -> None:
 
 
 def _sampling(cfg: "Config", value: Any) -> None:
-    from spark_seg.datasets.sampling import check_by
+    from spark_seg.datasets.sampling import check_by, check_weighing
 
     options = dict(value) if isinstance(value, Mapping) else {"by": value}
     check_by(options.get("by", "satellite"))
+    check_weighing(options.get("factor", 1.0), options.get("share", 0.5))
     cfg.train_dataloader.sampler = dict(type="WeightedSampler", shuffle=True) | options
 
 
@@ -249,7 +300,7 @@ def _roi(cfg: "Config", value: Any) -> None:
         )
 
 
-_CHOICES: dict[str, Callable[["Config", Any], None]] = {
+CHOICES: dict[str, Callable[["Config", Any], None]] = {
     **AUGMENTATIONS,
     "head": _head,
     "loss": _loss,
@@ -286,12 +337,12 @@ def from_data(cfg: "Config") -> None:
     from mmengine.logging import print_log
     from mmseg.registry import DATASETS
 
-    from spark_seg.datasets.mask_counts import counts_of, remember
+    from spark_seg.datasets.mask_counts import remember
     from spark_seg.engine.launch import first_process, from_first
     from spark_seg.models.losses_weights import class_weights
 
     dataset = DATASETS.build({**cfg.train_dataloader.dataset, "lazy_init": True})
-    counts = from_first(first_process(counts_of, dataset))
+    counts = from_first(first_process(_counts, dataset))
     remember(dataset.list_frames(), counts)
     if computed:
         weights = class_weights(counts, cfg.class_weights)
@@ -301,3 +352,10 @@ def from_data(cfg: "Config") -> None:
         )
         for loss in computed:
             loss["class_weight"] = weights
+
+
+def _counts(dataset: Any) -> Any:
+    from spark_seg.datasets.mask_counts import counts_of
+
+    dataset.full_init()  # builds the label cache, which counting is far faster from
+    return counts_of(dataset)

@@ -43,17 +43,28 @@ def _warp_in(pipeline: list[Any], name: str) -> Any:
     return step
 
 
-def _judge(name: str, step: Any) -> None:
-    """Builds a step, so that a value out of range is told where the config is loaded."""
-    from mmseg.registry import TRANSFORMS
+def judge(name: str, registry: str, config: Any) -> None:
+    """Builds a part, so that a value out of range is told where the config is loaded.
+
+    Raises:
+        UserError: It cannot be built.
+    """
+    from mmseg import registry as registries
 
     try:
-        TRANSFORMS.build(step)
-    except TypeError as error:
-        if "argument" not in str(error):  # an unknown one is named by `check_arguments`
-            raise UserError(f"{name}: a value is of the wrong type ({error})") from None
+        getattr(registries, registry).build(config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        if "unexpected keyword argument" not in str(error):  # named by `check_arguments`
+            raise UserError(
+                f"{name}: a value is missing or of the wrong type ({_short(error)})"
+            ) from None
+
+
+def _short(error: BaseException) -> str:
+    """An error's last words: mmengine writes where it was before what it is."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def _options(value: Any, key: str = "prob") -> dict[str, Any]:
@@ -70,7 +81,7 @@ def _into_warp(name: str, argument: str) -> Callable[["Config", Any], None]:
         def change(pipeline: list[Any]) -> None:
             warp = _warp_in(pipeline, name)
             warp[argument] = value
-            _judge(name, warp)
+            judge(name, "TRANSFORMS", warp)
 
         _change(cfg, name, change)
 
@@ -90,7 +101,7 @@ def _foreground_crop(cfg: "Config", value: Any) -> None:
         warp["focus"] = options["prob"]
         if "least" in options:
             warp["least"] = options["least"]
-        _judge("foreground_crop", warp)
+        judge("foreground_crop", "TRANSFORMS", warp)
 
     _change(cfg, "foreground_crop", change)
 
@@ -100,7 +111,7 @@ def _around_warp(name: str, kind: str) -> Callable[["Config", Any], None]:
         def change(pipeline: list[Any]) -> None:
             at = _place_of_warp(pipeline, name)
             pipeline[at] = dict(type=kind, warp=pipeline[at]) | _options(value)
-            _judge(name, pipeline[at])
+            judge(name, "TRANSFORMS", pipeline[at])
 
         _change(cfg, name, change)
 
@@ -110,7 +121,7 @@ def _around_warp(name: str, kind: str) -> Callable[["Config", Any], None]:
 def _before_packing(name: str, kind: str, key: str) -> Callable[["Config", Any], None]:
     def work_in(cfg: "Config", value: Any) -> None:
         step = dict(type=kind) | _options(value, key)
-        _judge(name, step)
+        judge(name, "TRANSFORMS", step)
 
         def change(pipeline: list[Any]) -> None:
             packed = str(pipeline[-1].get("type", "")).startswith("Pack")
@@ -126,12 +137,13 @@ def _before_packing(name: str, kind: str, key: str) -> Callable[["Config", Any],
 
 def training_side(cfg: "Config") -> tuple[str, int]:
     """The longer side of training samples, and the value to set it by."""
-    if cfg.get("crop_size") is None:
+    pipeline = cfg.train_dataloader.dataset.get("pipeline") or []
+    if not any(step.get("type") in _WARPS for step in pipeline):
         return "image_size", cfg.image_size
     from mmseg.registry import TRANSFORMS
 
-    pipeline = cfg.train_dataloader.dataset.pipeline
-    return "crop_size", max(TRANSFORMS.build(_warp_in(pipeline, "crop_size")).crop)
+    side = max(TRANSFORMS.build(_warp_in(pipeline, "crop_size")).crop)
+    return ("image_size" if side == cfg.image_size else "crop_size"), side
 
 
 AUGMENTATIONS: dict[str, Callable[["Config", Any], None]] = {

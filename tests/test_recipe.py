@@ -66,6 +66,29 @@ def test_optimizer_and_schedule() -> None:
     assert (cfg.param_scheduler[0].type, cfg.param_scheduler[0].gamma) == ("WarmupStepLR", 0.5)
 
 
+def test_a_group_may_hold_what_stands_beside_it() -> None:
+    """A rate of its own, a short name with options, a name in place of a group and the other way round."""
+    cfg = load(
+        optimizer=dict(type="SGD", lr=0.02, weight_decay=0.1), loss=dict(type="focal", gamma=3)
+    )
+    assert cfg.optim_wrapper.optimizer == dict(type="SGD", lr=0.02, weight_decay=0.1, momentum=0.9)
+    assert cfg.model.decode_head.loss_decode == dict(type="SoftmaxFocalLoss", gamma=3)
+    demo = load_config("segformer_b0_spark_demo", {"optimizer": "AdamW"})
+    assert demo.optim_wrapper.optimizer.type == "AdamW"
+    assert "ns_steps" not in demo.optim_wrapper.optimizer
+    cfg = load(**{"drop_path": 0.2, "model.backbone.drop_path_rate": 0.2, "mosaic": 0.3})
+    assert cfg.model.backbone.drop_path_rate == 0.2
+    cfg = load(head=dict(type="mmseg", channels=128))  # as a checkpoint's message has it
+    assert (cfg.model.decode_head.type, cfg.model.decode_head.channels) == ("SegformerHead", 128)
+
+
+def test_scales_are_at_most_the_windows() -> None:
+    """Also where the window is the pipeline's own."""
+    with pytest.raises(UserError, match="multi_scale: 384 is above crop_size=96"):
+        load_config("segformer_b0_spark_demo", {"multi_scale": [96, 384]})
+    assert load_config("segformer_b0_spark_demo", {"multi_scale": [64, 96]}).multi_scale == [64, 96]
+
+
 def test_head_and_the_rest() -> None:
     cfg = load(
         head="paper", drop_path=0.3, patience=4, multi_scale=[256, 512], sampling=["small", "panel"]
@@ -108,6 +131,29 @@ def test_head_and_the_rest() -> None:
         (dict(sampling="smal"), "did you mean 'small'"),
         (dict(tta=3), "views=3"),
         (dict(patiance=3), "did you mean 'patience'"),
+        (dict(loss=dict(gamma=2)), "give its type"),
+        (dict(loss=dict(type="focal", gama=3)), "did you mean 'gamma'"),
+        (dict(loss=dict(type="SoftmaxFocalLoss", alpha="x")), "loss: "),
+        (dict(loss="-1*ce"), "loss: "),
+        (dict(class_weights=dict(type="median_frequency", cap="5")), "class_weights"),
+        (dict(multi_scale=dict(sizes=512)), "multi_scale"),
+        (dict(sampling=dict(by=3)), "sampling: no 3"),
+        (dict(sampling=dict(by="small", share="3%")), "share='3%' must be a number"),
+        (dict(patience=dict(patience=3, min_delta="x")), "patience"),
+        (dict(schedule=dict(type="step", milestones=0.5)), "schedule: "),
+        (dict(schedule=dict(type="poly", power=0)), "power=0 must be above 0"),
+        (
+            {"optimizer": "SGD", "optim_wrapper.optimizer.weight_decay": 0.3},
+            r"optim_wrapper.optimizer.weight_decay=0.3 has no effect beside optimizer='SGD', which sets it",
+        ),
+        (
+            {"drop_path": 0.2, "model.backbone.drop_path_rate": 0.5},
+            r"has no effect beside drop_path=0\.2",
+        ),
+        (
+            {"head": "paper", "model.decode_head.type": "SegformerHead"},
+            "has no effect beside head='paper'",
+        ),
     ],
 )  # fmt: skip
 def test_a_slip_is_named(options: dict[str, Any], said: str) -> None:
@@ -132,3 +178,36 @@ def test_class_weights_come_from_the_data(tmp_path: Path, monkeypatch: pytest.Mo
     assert found == class_weights(counts, "effective_number")
     assert found[0] < found[1]
     assert np.isfinite(found).all()
+
+
+def test_counting_takes_the_cache_and_may_skip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks come from the label cache; one that cannot be read ends the training unless such are skipped."""
+    from spark_seg.datasets import mask_counts
+    from spark_seg.recipe import from_data
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(mask_counts, "_known", {})
+    tree = tiny.make_tree(tmp_path / "tree", train=2, val=1, size=64)
+    options: dict[str, Any] = dict(loss="ce", class_weights="effective_number")
+    from_data(tiny.tiny_config(tree, tmp_path, cache="labels", **options))
+    ((key, whole),) = mask_counts._known.items()
+    assert mask_counts._file(key).is_file()
+    mask_counts._known.clear()
+    mask_counts._file(key).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(mask_counts, "read_mask", None)  # nothing is decoded
+        from_data(tiny.tiny_config(tree, tmp_path, cache="labels", **options))
+    np.testing.assert_array_equal(mask_counts._known.pop(key), whole)
+    mask_counts._file(key).unlink()
+
+    bad = sorted((tree / "mask").glob("*/train/*"))[1]
+    bad.write_bytes(bad.read_bytes()[:20])
+    with pytest.raises(UserError, match=bad.name):
+        from_data(tiny.tiny_config(tree, tmp_path, cache=None, **options))
+    from_data(tiny.tiny_config(tree, tmp_path, cache=None, skip_bad_files=True, **options))
+    ((key, counts),) = mask_counts._known.items()
+    assert not counts[1].any()
+    np.testing.assert_array_equal(np.delete(counts, 1, 0), np.delete(whole, 1, 0))
+    assert not mask_counts._file(key).exists(), "looked at again when it is mended"

@@ -1,4 +1,7 @@
-"""`compare.py A B`: is run B better than run A on the images that both have seen?"""
+"""`compare.py A B`: is run B better than run A on the images that both have seen?
+
+`compare.py A1 A2 --to B1 B2`: is recipe B better than A, each trained with several seeds?
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="compare", description="Compare two evaluations by a paired bootstrap over images."
     )
-    parser.add_argument("a", help="output folder of tools/test.py, or its counts.npz")
-    parser.add_argument("b", help="the same of the run that should be better")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="A, and B which should be better: output folders of tools/test.py, or their counts.npz; with --to all "
+        "are A's, one for each seed",
+    )
+    parser.add_argument("--to", nargs="+", metavar="RUN", help="B's runs, one for each seed")
     parser.add_argument(
         "--key", default=MAIN, help=f"the score that the verdict is about (default: {MAIN})"
     )
@@ -46,18 +55,27 @@ def main(argv: list[str] | None = None) -> int:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give a number from 0 up")
 
-    from spark_seg.evaluation.compare import compare, load_counts, rule_of_both
+    if args.to is None and len(args.runs) != 2:
+        raise UserError(
+            f"give two runs, A and B, not {len(args.runs)}; for several seeds of each: A1 A2 --to B1 B2"
+        )
+    a, b = (args.runs, args.to) if args.to else (args.runs[:1], args.runs[1:])
+    for path in (*a, *b):
+        if max(a.count(path), b.count(path)) > 1:
+            raise UserError(f"{path} is given twice on one side: each run counts once")
+
+    from spark_seg.evaluation.compare import compare, load_counts, rule_of_all
 
     found = compare(
-        load_counts(args.a),
-        load_counts(args.b),
-        chosen_rule(args, lambda: rule_of_both(args.a, args.b)),
+        [load_counts(path) for path in a],
+        [load_counts(path) for path in b],
+        chosen_rule(args, lambda: rule_of_all(*a, *b)),
         resamples=args.resamples,
         seed=args.seed,
     )
     if args.key not in found.rows:
         raise UserError(f"--key {args.key}: no such score{nearest(args.key, found.rows)}")
-    print("\n".join(report_lines(found, args.a, args.b, args.key, args.all)))
+    print("\n".join(report_lines(found, ", ".join(a), ", ".join(b), args.key, args.all)))
     if args.json:
         _write(args.json, found)
     return 0
@@ -73,16 +91,19 @@ def report_lines(
     keys.sort(key=lambda k: (k != key, _SHOWN.index(k) if k in _SHOWN else len(_SHOWN)))
     rows = [["score", "A", "B", "B - A", f"{found.level:.0%}".replace("%", " %"), "p", "B is"]]
     rows += [[k, *_cells(k, found.rows[k])] for k in keys]
-    shared = f"{found.images} image{'s' * (found.images != 1)} in both"
+    several = max(found.runs) > 1
+    shared = f"{found.images} image{'s' * (found.images != 1)} in {'all' if several else 'both'}"
     alone = [
         f"{len(ids)} in {run} only (first {ids[0]})"
         for run, ids in (("A", found.only_a), ("B", found.only_b))
         if ids
     ]
+    seeds = [f"means of {found.runs[0]} and {found.runs[1]} runs; intervals hold images and seeds"]
     return [
         f"A: {name_a}",
         f"B: {name_b}",
         ", ".join([shared, *alone]) + ("; those are left out" if alone else ""),
+        *(seeds if several else []),
         "",
         *grid(rows),
         "scores in percent, NLL in nats; lower is better for ECE and NLL",

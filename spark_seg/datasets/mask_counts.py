@@ -5,7 +5,7 @@ Counted once over all masks (about 10 ms each on a core; a label cache makes it 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,24 @@ def counts_of(dataset: Any) -> np.ndarray:
     """int64 [frames, classes]: pixels of each class in the masks of a `SparkDataset`, ignored ones left out.
 
     Raises:
-        UserError: A frame without a mask, or a mask that cannot be read.
+        UserError: A frame without a mask, or a mask that cannot be read; with `skip_bad_files` the latter counts as
+            nothing.
     """
-    cache = getattr(dataset, "_cache", None)
-    return mask_counts(dataset.list_frames(), getattr(cache, "labels", None))
+    cache, skip = getattr(dataset, "_cache", None), getattr(dataset, "note_bad", None)
+    return mask_counts(dataset.list_frames(), getattr(cache, "labels", None), skip)
 
 
-def mask_counts(frames: Sequence[Frame], labels: Any = None) -> np.ndarray:
+def mask_counts(
+    frames: Sequence[Frame],
+    labels: Any = None,
+    skip: Callable[[int, UserError], bool] | None = None,
+) -> np.ndarray:
     """As `counts_of`, for frames.
 
     Args:
         frames: With masks.
         labels: From a mask's path to its labels uint8 [H, W] or None (a label cache), or None.
+        skip: Told of a frame, by its place, whose mask cannot be read; whether it may count as nothing.
     """
     for frame in frames:
         if frame.mask is None:
@@ -44,7 +50,9 @@ def mask_counts(frames: Sequence[Frame], labels: Any = None) -> np.ndarray:
     key = fingerprint(frames)
     if key not in _known:
         _known[key] = (
-            _from_file(key, len(frames)) if _file(key).is_file() else _count(frames, labels, key)
+            _from_file(key, len(frames))
+            if _file(key).is_file()
+            else _count(frames, labels, skip, key)
         )
     return _known[key]
 
@@ -70,21 +78,31 @@ def _from_file(key: str, frames: int) -> np.ndarray:
     return counts
 
 
-def _count(frames: Sequence[Frame], labels: Any, key: str) -> np.ndarray:
-    def one(frame: Frame) -> np.ndarray:
-        mask = labels(frame.mask) if labels is not None else None
-        if mask is None:
-            assert frame.mask is not None
-            mask = read_mask(frame.mask)
+def _count(frames: Sequence[Frame], labels: Any, skip: Any, key: str) -> np.ndarray:
+    skipped = []
+
+    def one(row: int) -> np.ndarray:
+        path = frames[row].mask
+        assert path is not None
+        mask = labels(path) if labels is not None else None
+        try:
+            mask = read_mask(path) if mask is None else mask
+        except UserError as error:
+            if skip is None or not skip(row, error):
+                raise
+            skipped.append(row)
+            return np.zeros(len(CLASSES), np.int64)
         return np.bincount(mask.ravel(), minlength=len(CLASSES))[: len(CLASSES)]
 
     workers = min(8, os.cpu_count() or 1)
     counts = np.zeros((len(frames), len(CLASSES)), np.int64)
     title = "counting classes in masks"
     with Progress(len(frames), title, "mask") as bar, ThreadPoolExecutor(workers) as pool:
-        for row, found in enumerate(pool.map(one, frames)):
+        for row, found in enumerate(pool.map(one, range(len(frames)))):
             counts[row] = found
             bar.update(1)
+    if skipped:  # to be looked at again next time
+        return counts
     path = _file(key)
     make_folder(path.parent)
     with replacing(path) as file:

@@ -96,10 +96,7 @@ class WeightedSampler(ResumableSampler):
     ) -> None:
         super().__init__(dataset, shuffle, seed, round_up)
         self.by = check_by(by)
-        if not 0 < factor < float("inf"):
-            raise UserError(f"sampling: factor={factor} must be above 0")
-        if not 0 < share < 1:
-            raise UserError(f"sampling: share={share} must lie between 0 and 1")
+        check_weighing(factor, share)
         self.weights = self._weights(factor, share)
 
     def _weights(self, factor: float, share: float) -> np.ndarray:
@@ -155,7 +152,7 @@ def check_by(by: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         UserError: An unknown word, or none.
     """
-    words = (by,) if isinstance(by, str) else tuple(by)
+    words = (by,) if not isinstance(by, list | tuple) else tuple(by)
     for word in words:
         if word not in BY:
             raise UserError(
@@ -164,3 +161,16 @@ def check_by(by: str | Sequence[str]) -> tuple[str, ...]:
     if not words:
         raise UserError(f"sampling: name one or several of {', '.join(BY)}")
     return words
+
+
+def check_weighing(factor: Any, share: Any) -> None:
+    """Checks the numbers of `WeightedSampler`.
+
+    Raises:
+        UserError: One is no number, or out of range.
+    """
+    for name, value, top in (("factor", factor, float("inf")), ("share", share, 1)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < top:
+            meant = "above 0" if name == "factor" else "between 0 and 1"
+            raise UserError(f"sampling: {name}={value!r} must be a number {meant}")

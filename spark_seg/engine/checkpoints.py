@@ -261,7 +261,8 @@ def head_difference(
     channels = state[fusion].shape[0]
     if kind == head_kind(own) and channels == own[fusion].shape[0]:
         return None
-    return f"--cfg-options model.decode_head.type={kind} model.decode_head.channels={channels}"
+    name = "paper" if kind == "PaperSegformerHead" else "mmseg"
+    return f"""--cfg-options 'head={{"type": "{name}", "channels": {channels}}}'"""
 
 
 def variant_of(state: Mapping[str, torch.Tensor]) -> str | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
@@ -216,6 +217,55 @@ class WarmupLR(_ParamScheduler):
                 done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
                 values.append(self.after_warmup(base, low, done))
         return values
+
+    def go_to(self, step: int) -> None:
+        """Stands where it would after so many steps of a training that always had these settings."""
+        self.last_step = self._global_step = step
+        self._last_value = self._get_value()
+        for group, value in zip(self.optimizer.param_groups, self._last_value, strict=True):
+            group[self.param_name] = value
+
+
+def take_up_schedules(
+    schedules: Sequence[_ParamScheduler], saved: Sequence[Mapping[str, Any]], step: int
+) -> None:
+    """Sets schedules to where a training goes on.
+
+    Ours follow the config of now: with more epochs, another batch or another rate, a formula from the checkpoint would
+    end elsewhere, in silence. Others, whose values build on the step before, take their saved state.
+
+    Args:
+        schedules: The config's.
+        saved: Their states in the checkpoint.
+        step: Steps that lie behind.
+
+    Raises:
+        UserError: A schedule that is not ours has no state in the checkpoint that fits.
+    """
+    for number, schedule in enumerate(schedules):
+        state = saved[number] if number < len(saved) else {}
+        values = list(state.get("_last_value", ()))
+        if isinstance(schedule, WarmupLR):
+            schedule.go_to(step)
+            now = schedule.get_last_value()
+            if values and (len(now) != len(values) or not np.allclose(now, values, 1e-9, 0)):
+                print_log(
+                    f"learning rate {max(now):.3g}, as the config has it at step {step}; it was {max(values):.3g} "
+                    "in the checkpoint, with other settings",
+                    logger="current",
+                    level=logging.WARNING,
+                )
+            continue
+        groups = schedule.optimizer.param_groups
+        if len(values) != len(groups):
+            raise UserError(
+                f"the checkpoint has no state for {type(schedule).__name__} over {len(groups)} parameter group(s): "
+                "keep param_scheduler, layer_decay and head_lr as they were"
+            )
+        schedule.load_state_dict(dict(state))
+        # a schedule's state holds the values, but the optimizer's groups are what steps use
+        for group, value in zip(groups, schedule.get_last_value(), strict=True):
+            group[schedule.param_name] = value
 
 
 @PARAM_SCHEDULERS.register_module()

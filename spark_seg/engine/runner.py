@@ -108,7 +108,7 @@ class SparkRunner(FlexibleRunner):
             return
         state = read_state(self.resume_from)
         self.train_loop.take_up(state)
-        self.strategy.load_tensors(self.resume_from, state)
+        self.strategy.load_tensors(self.resume_from, state, self.iter)
         rng = self.resume_from / rng_file(self.rank)
         if rng.is_file():  # a process that did not exist before keeps the state its seed gave it
             set_random_state(load_safetensors(rng))
@@ -157,6 +157,7 @@ class SparkRunner(FlexibleRunner):
             "skipped": strategy.guard.skipped,
             "loss_scale": strategy.guard.scale.state() if strategy.guard.scale else None,
             "ema_steps": strategy.ema.steps if strategy.ema else 0,
+            "optimizer": strategy.optimizer_kind(),
             "schedules": strategy.schedule_state(),
             "window": {},
         }

@@ -21,9 +21,14 @@ from spark_seg.engine.checkpoints import load_safetensors, save_safetensors, wit
 from spark_seg.engine.ema import ModelEma
 from spark_seg.engine.folder import EMA_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
 from spark_seg.engine.launch import start_process_group, this_process
+from spark_seg.engine.optim import take_up_schedules
 from spark_seg.engine.provenance import plain
 from spark_seg.engine.stepping import LossScale, StepGuard, mean_logs, pinned
-from spark_seg.engine.training_state import gather_optimizer_state, scatter_optimizer_state
+from spark_seg.engine.training_state import (
+    gather_optimizer_state,
+    kind_of,
+    restore_optimizer,
+)
 from spark_seg.errors import UserError
 from spark_seg.models.compiling import is_compiled
 from spark_seg.models.convert import norms_of
@@ -183,32 +188,31 @@ class _Common:
             if averaged is not None:
                 save_safetensors(averaged, folder / EMA_FILE)
 
-    def load_tensors(self, folder: str | Path, state: Mapping[str, Any]) -> None:
+    def optimizer_kind(self) -> str:
+        """Which optimizer's state this is, for `state.json`."""
+        return kind_of(self.optim_wrapper.optimizer)  # type: ignore[attr-defined]
+
+    def load_tensors(self, folder: str | Path, state: Mapping[str, Any], step: int) -> None:
         """Takes optimizer, EMA and schedules from a checkpoint folder; the weights were loaded before wrapping.
 
         Args:
             folder: A whole checkpoint.
             state: Its `state.json`.
+            step: Optimizer steps that lie behind, counted as this run counts them.
+
+        Raises:
+            UserError: It is of another optimizer, or of other parameters, than the config's.
         """
         folder = Path(folder)
         optimizer = self.optim_wrapper.optimizer  # type: ignore[attr-defined]
-        scatter_optimizer_state(optimizer, self.module, load_safetensors(folder / OPTIMIZER_FILE))
+        restore_optimizer(optimizer, self.module, folder, state.get("optimizer"))
         if self.ema is not None and (folder / EMA_FILE).is_file():
             self.ema.load(load_safetensors(folder / EMA_FILE), state["ema_steps"])
         if hasattr(self, "param_schedulers"):
-            self.load_scheduler_state_dict(list(state["schedules"]))  # type: ignore[attr-defined]
-            self._apply_schedule()
+            take_up_schedules(self.param_schedulers, list(state["schedules"]), step)
         self.guard.skipped = state.get("skipped", 0)
         if self.guard.scale is not None and state.get("loss_scale"):
             self.guard.scale.load(state["loss_scale"])
-
-    def _apply_schedule(self) -> None:
-        # A schedule's state holds the values, but the optimizer's groups are what steps use.
-        for scheduler in self.param_schedulers:  # type: ignore[attr-defined]
-            for group, value in zip(
-                scheduler.optimizer.param_groups, scheduler.get_last_value(), strict=True
-            ):
-                group[scheduler.param_name] = value
 
 
 @STRATEGIES.register_module()

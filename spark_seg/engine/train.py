@@ -55,10 +55,10 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
     # One process decides for all: a network file system may show each of them something else.
     source = from_first(first_process(find_resume, cfg.work_dir, resume))
     first_process(_look_at_data, cfg)
-    if source is None:
-        first_process(set_aside, cfg.work_dir)
     # before the runner: building a model draws random numbers, and the runner sets the seed
-    model = describe_model(cfg)
+    model = from_first(first_process(describe_model, cfg, source is None))
+    if source is None:  # all that can be told of a mistake is told: a former run is moved now
+        first_process(set_aside, cfg.work_dir, cfg.get("pretrained"))
     runner = training_runner(cfg, strategy, source)
     runner.model_summary = model
     summary = ", ".join(f"{key} {value}" for key, value in model.items())
@@ -102,13 +102,24 @@ def _look_at_data(cfg: "Config") -> None:
             DATASETS.build({**loader["dataset"], "lazy_init": True}).list_frames()
 
 
-def describe_model(cfg: "Config") -> dict[str, str]:
-    """Parameters and FLOPs at the config's image size, as text for people."""
+def describe_model(cfg: "Config", weights: bool = False) -> dict[str, str]:
+    """Parameters and FLOPs at the config's image size, as text for people.
+
+    Args:
+        cfg: As from `load_config`.
+        weights: Whether to load the config's `pretrained` for a trial.
+
+    Raises:
+        UserError: There are no such weights, or they do not fit.
+    """
     from mmseg.registry import MODELS
 
+    from spark_seg.models.pretrained import load_pretrained
     from spark_seg.models.summary import count_flops, count_parameters
 
     model = MODELS.build(cfg.model)
+    if weights:
+        load_pretrained(model, cfg.get("pretrained"), cfg.get("variant"), quiet=True)
     flops = count_flops(model, cfg.image_size)
     return {
         "variant": str(cfg.get("variant")),
@@ -117,16 +128,29 @@ def describe_model(cfg: "Config") -> dict[str, str]:
     }
 
 
-def set_aside(work_dir: str) -> Path | None:
+def set_aside(work_dir: str, pretrained: str | None = None) -> Path | None:
     """Moves a work folder that holds a former run to `<name>.1`, `.2` ..., so that nothing of it is lost.
+
+    Args:
+        work_dir: The folder.
+        pretrained: Where the training's weights come from.
 
     Returns:
         Where it went, or None where there was nothing to move.
+
+    Raises:
+        UserError: The weights would be moved with it.
     """
     folder = Path(work_dir).resolve()
     if not (folder / "checkpoints").is_dir() and not (folder / "metrics.jsonl").is_file():
         make_folder(folder)
         return None
+    weights = Path((pretrained or "").removeprefix("backbone:"))
+    if pretrained and weights.exists() and weights.resolve().is_relative_to(folder):
+        raise UserError(
+            f"pretrained={pretrained} lies in the work folder, which is moved aside for a new run: give another "
+            "--work-dir"
+        )
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1

@@ -8,13 +8,19 @@ scattering copy fp32 numbers.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from spark_seg.engine.checkpoints import load_safetensors
+from spark_seg.engine.folder import OPTIMIZER_FILE
+from spark_seg.errors import UserError
+
 SEPARATOR = "//"
 _STEP = "step"
+_ADAMS = ("Adam", "AdamW", "DeepSpeedCPUAdam", "FusedAdam")
 
 
 def named_trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -64,10 +70,49 @@ def scatter_optimizer_state(
     # an optimizer that keeps other state for some parameters says so; all others have every key for each
     state_keys = getattr(_base(optimizer), "state_keys", lambda parameter: keys)
     own = {name: list(state_keys(p)) for name, p in named_trainable(module)}
+    for name, wanted in own.items():  # before anything is changed
+        for key in wanted:
+            if f"{name}{SEPARATOR}{key}" not in state:
+                raise KeyError(f"{name}{SEPARATOR}{key}")
     _create(optimizer, module, own, state.get(_STEP))
     for name, parameter in named_trainable(module):
         for key in own[name]:
             _set(optimizer, parameter, key, state[f"{name}{SEPARATOR}{key}"])
+
+
+def restore_optimizer(
+    optimizer: Any, module: nn.Module, folder: Path, written_by: str | None
+) -> None:
+    """Takes an optimizer's state from a checkpoint folder. Every process must call it.
+
+    Args:
+        optimizer: As for `gather_optimizer_state`.
+        module: The bare model.
+        folder: A whole checkpoint.
+        written_by: The `kind_of` the optimizer that wrote it, where that is known.
+
+    Raises:
+        UserError: It is of another optimizer, or of other parameters.
+    """
+    anew = f"or begin anew from its weights with pretrained={str(folder)!r}"
+    kind = kind_of(optimizer)
+    if written_by not in (None, kind):
+        raise UserError(
+            f"{folder} was written by {written_by}, the config has {kind}: set optimizer={written_by!r}, {anew}"
+        )
+    try:
+        scatter_optimizer_state(optimizer, module, load_safetensors(folder / OPTIMIZER_FILE))
+    except KeyError as error:
+        raise UserError(
+            f"{folder} has no optimizer state for {error.args[0]}: keep optimizer and freeze_backbone as "
+            f"they were, {anew}"
+        ) from None
+
+
+def kind_of(optimizer: Any) -> str:
+    """The class of torch's optimizer; Adam's variants, whose state is one, are all `AdamW`."""
+    name = type(_base(optimizer)).__name__
+    return "AdamW" if name in _ADAMS else name
 
 
 def _base(optimizer: Any) -> torch.optim.Optimizer:

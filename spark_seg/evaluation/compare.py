@@ -2,8 +2,12 @@
 
 Both runs are scored on the same resampled images, so that what makes an image hard cancels out:
 the interval of the difference is far narrower than those of the two scores.
+
+A recipe's trainings differ by their seed, often by more than two recipes do. So each side may be several runs, one for
+each seed: its score is their mean, and the interval then holds what the choice of seeds does, too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +25,10 @@ LOWER_IS_BETTER = ("ECE", "NLL")
 
 @dataclass(frozen=True)
 class Difference:
-    """One score of two runs.
+    """One score of two runs, or of two recipes with several runs each.
 
     Attributes:
-        a, b: The score of each on the shared images.
+        a, b: The score of each on the shared images; of several runs their mean.
         difference: b - a.
         low, high: The interval of the difference, over the resamplings in which the score counts
             for both; where there is none the difference itself, p 1 and the verdict `open`.
@@ -46,13 +50,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs.
+    """Two runs, or two recipes with several runs each.
 
     Attributes:
-        images: How many images both have.
-        only_a, only_b: Ids that one of them has; they are left out.
-        rows: By flat key, those scores that both have.
+        images: How many images all runs have.
+        only_a, only_b: Ids that runs of one side alone have, or not all of them; they are left out.
+        rows: By flat key, those scores that all have.
         level: Of the intervals.
+        runs: How many runs each side has.
     """
 
     images: int
@@ -60,6 +65,7 @@ class Comparison:
     only_b: list[str]
     rows: dict[str, Difference]
     level: float
+    runs: tuple[int, int] = (1, 1)
 
 
 def counts_file(path: str | Path) -> Path:
@@ -93,20 +99,20 @@ def load_counts(path: str | Path) -> ImageCounts:
     return ImageCounts.load(counts_file(path))
 
 
-def rule_of_both(a: str | Path, b: str | Path) -> ChallengeRule:
-    """The rule by which both runs were scored; the believed one where neither kept a record.
+def rule_of_all(*paths: str | Path) -> ChallengeRule:
+    """The rule by which all runs were scored; the believed one where none kept a record.
 
     Raises:
         UserError: They were scored by different rules.
     """
-    rules = [saved_rule(counts_file(path).parent) for path in (a, b)]
-    known = [rule for rule in rules if rule is not None]
-    if len(set(known)) > 1:
-        raise UserError(
-            f"{a} and {b} were scored by different challenge rules: choose one by --thresholds, --panel-share and "
-            "--empty-union"
-        )
-    return known[0] if known else BELIEVED
+    known = [(rule, p) for p in paths if (rule := saved_rule(counts_file(p).parent)) is not None]
+    for rule, path in known:
+        if rule != known[0][0]:
+            raise UserError(
+                f"{known[0][1]} and {path} were scored by different challenge rules: choose one by --thresholds, "
+                "--panel-share and --empty-union"
+            )
+    return known[0][0] if known else BELIEVED
 
 
 def pair(a: ImageCounts, b: ImageCounts) -> tuple[ImageCounts, ImageCounts]:
@@ -139,45 +145,73 @@ def pair(a: ImageCounts, b: ImageCounts) -> tuple[ImageCounts, ImageCounts]:
 
 
 def compare(
-    a: ImageCounts,
-    b: ImageCounts,
+    a: ImageCounts | Sequence[ImageCounts],
+    b: ImageCounts | Sequence[ImageCounts],
     rule: ChallengeRule = BELIEVED,
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = LEVEL,
 ) -> Comparison:
-    """Compares two runs on the images that both have.
+    """Compares two runs, or two recipes by several runs each, on the images that all have.
 
     Args:
         a, b: Their counts.
         rule: The challenge's score.
         resamples: At least 1.
-        seed: Of the draws, the same for both runs.
+        seed: Of the draws, the same for all runs.
         level: Of the intervals.
 
     Raises:
-        UserError: See `pair`; counted with different options.
+        UserError: See `pair`; counted with different options; a side without a run.
     """
-    if a.options != b.options:
+    sides = [[side] if isinstance(side, ImageCounts) else list(side) for side in (a, b)]
+    runs = [*sides[0], *sides[1]]
+    if not all(sides):
+        raise UserError("each side of a comparison needs a run")
+    if any(run.options != runs[0].options for run in runs):
         raise UserError("the runs were counted with different options: evaluate one of them again")
     if resamples < 1:
         raise UserError(f"resamples={resamples}: give a number from 1 up")
-    one, other = pair(a, b)
-    scored = []
-    for counts in (one, other):
-        sums = Sums(counts, rule)
-        point = sums.scores(sums.total())
-        scored.append((point, resampled(sums, resamples, seed)))
-    (a_point, a_drawn), (b_point, b_drawn) = scored
+    common = runs[0]
+    for run in runs[1:]:
+        common = pair(common, run)[0]
+    points, drawn = zip(
+        *(_scored(pair(run, common)[0], rule, resamples, seed) for run in runs), strict=True
+    )
+    first, draws = len(sides[0]), np.random.default_rng([seed, 1])
+    which = [_seeds(len(side), resamples, draws) for side in sides]
+    parts = slice(None, first), slice(first, None)
     rows = {}
-    for key in a_point:
-        if key in b_point:
+    for key in points[0]:
+        if all(key in point for point in points):
             sign = -1 if key.split("/")[0] in LOWER_IS_BETTER else 1
-            values = b_drawn[key] - a_drawn[key]
-            rows[key] = _difference(float(a_point[key]), float(b_point[key]), values, sign, level)
-    shared = set(one.ids.tolist())
-    only_a, only_b = ([i for i in counts.ids.tolist() if i not in shared] for counts in (a, b))
-    return Comparison(len(one), only_a, only_b, rows, level)
+            a_mean, b_mean = (float(np.mean([p[key] for p in points[part]])) for part in parts)
+            a_drawn, b_drawn = (
+                np.take_along_axis(np.stack([d[key] for d in drawn[part]], 1), chosen, 1).mean(1)
+                for part, chosen in zip(parts, which, strict=True)
+            )
+            rows[key] = _difference(a_mean, b_mean, b_drawn - a_drawn, sign, level)
+    shared = set(common.ids.tolist())
+    only_a, only_b = (
+        sorted({i for run in side for i in run.ids.tolist()} - shared) for side in sides
+    )
+    return Comparison(len(common), only_a, only_b, rows, level, (first, len(sides[1])))
+
+
+def _scored(
+    counts: ImageCounts, rule: ChallengeRule, resamples: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    sums = Sums(counts, rule)
+    return sums.scores(sums.total()), resampled(sums, resamples, seed)
+
+
+def _seeds(runs: int, resamples: int, draws: np.random.Generator) -> np.ndarray:
+    """Which runs of a side a resampling takes: int64 [resamples, max(runs - 1, 1)].
+
+    One fewer than there are, with replacement: the variance of such a mean is that of the mean of all, without the
+    factor (n - 1) / n by which drawing n of n falls short (Rao and Wu 1988); with two or three runs that is much.
+    """
+    return draws.integers(0, runs, (resamples, max(runs - 1, 1)))
 
 
 def _difference(a: float, b: float, values: np.ndarray, sign: int, level: float) -> Difference:

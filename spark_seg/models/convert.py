@@ -223,7 +223,7 @@ def from_mmseg(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
         raise UserError(
             f"the decoder has a norm and a ReLU after each projection (mmsegmentation's SegformerHead), which a "
             f"{family} SegFormer has no place for: write the encoder alone, or train with "
-            "model.decode_head.type=PaperSegformerHead"
+            "head='paper'"
         )
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():

@@ -71,7 +71,9 @@ class Weights:
     backbone_only: bool | None = None
 
 
-def load_pretrained(model: nn.Module, source: str | None, variant: str) -> PretrainedReport | None:
+def load_pretrained(
+    model: nn.Module, source: str | None, variant: str, quiet: bool = False
+) -> PretrainedReport | None:
     """Fills a SegFormer with pretrained weights, all of them or none.
 
     The classifier is left out where its class count differs from the model's; ImageNet's files fill
@@ -82,6 +84,7 @@ def load_pretrained(model: nn.Module, source: str | None, variant: str) -> Pretr
         model: mmseg's `EncoderDecoder` with `MixVisionTransformer` and `SegformerHead` or `PaperSegformerHead`.
         source: See the module; None for weights from scratch, which does nothing.
         variant: The model's variant, `b0` to `b5`.
+        quiet: Whether to log nothing of it.
 
     Returns:
         What was loaded, or None where `source` is None.
@@ -116,7 +119,8 @@ def load_pretrained(model: nn.Module, source: str | None, variant: str) -> Pretr
     report = PretrainedReport(
         weights.path, tuple(state), dropped, kept, weights.family, weights.norms
     )
-    _log(report, source)
+    if not quiet:
+        _log(report, source)
     return report
 
 

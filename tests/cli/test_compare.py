@@ -125,3 +125,44 @@ def test_the_rule_is_the_runs_own(runs, capsys):
     (Path(bad) / "run.json").write_text(json.dumps({"rule": {**lenient, "panel_share": 0.5}}))
     with pytest.raises(UserError, match="scored by different challenge rules: choose one by --th"):
         main([bad, good, "--resamples", "50"])
+
+
+def test_several_seeds_of_each(tmp_path, runs, capsys):
+    """A side's score is its runs' mean, and what the seed does widens the interval."""
+    bad, good = runs
+    worse, middle = write_run(tmp_path / "worse", 7), write_run(tmp_path / "middle", 2)
+    target = tmp_path / "found.json"
+    assert main([bad, worse, "--to", good, middle, "--json", str(target)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        f"A: {bad}, {worse}",
+        f"B: {good}, {middle}",
+        "12 images in all",
+        "means of 2 and 2 runs; intervals hold images and seeds",
+    ]
+    assert lines[-1].startswith("B is better than A by spark/score: +")
+    several = json.loads(target.read_text())
+    assert several["runs"] == [2, 2]
+    singles = []
+    for run in (bad, worse, good, middle):
+        main([run, run, "--json", str(target), "--resamples", "10"])
+        singles.append(json.loads(target.read_text())["rows"]["spark/score"]["a"])
+    row = several["rows"]["spark/score"]
+    assert row["a"] == pytest.approx((singles[0] + singles[1]) / 2)
+    assert row["b"] == pytest.approx((singles[2] + singles[3]) / 2)
+    main([bad, good, "--json", str(target)])
+    alone = json.loads(target.read_text())["rows"]["spark/score"]
+    assert row["high"] - row["low"] > 2 * (alone["high"] - alone["low"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([0], "give two runs, A and B, not 1"),
+        ([0, 1, 1], "give two runs, A and B, not 3; for several seeds of each: A1 A2 --to B1 B2"),
+        ([0, 0, "--to", 1], "bad is given twice on one side"),
+    ],
+)
+def test_runs_that_make_no_two_sides(runs, given, message):
+    with pytest.raises(UserError, match=message):
+        main([one if isinstance(one, str) else runs[one] for one in given])

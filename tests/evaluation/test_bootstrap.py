@@ -1,5 +1,7 @@
 """Intervals and comparisons: deterministic, right on average, and plain about what differs."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hard_masks import blobs
@@ -247,3 +249,21 @@ def test_counts_are_found_in_folders(tmp_path):
         load_counts(tmp_path / "run")
     with pytest.raises(UserError, match="no counts file"):
         load_counts(tmp_path / "none")
+
+
+def test_seeds_are_drawn_so_that_the_interval_is_that_of_their_mean():
+    """Runs whose images are all alike: only the seed varies, and its standard error is known."""
+    counts = [run(shift=shift) for shift in (0, 1, 3, 4)]
+    same = [one.take(np.array([0])) for one in counts]  # one image: resampling changes nothing
+    values = [float(compare(one, one, resamples=5).rows["IoU/body"].a) for one in same]
+    row = compare(same[:1], same[1:], resamples=20_000).rows["IoU/body"]
+    assert row.b == pytest.approx(np.mean(values[1:]))
+    drawn = (row.high - row.low) / 2
+    means = [np.mean(pair) for pair in itertools.product(values[1:], repeat=2)]  # two of three
+    assert np.var(means) == pytest.approx(np.var(values[1:], ddof=1) / 3)
+    assert drawn == pytest.approx((max(means) - min(means)) / 2)
+
+
+def test_every_side_of_a_comparison_needs_a_run():
+    with pytest.raises(UserError, match="each side of a comparison needs a run"):
+        compare([], run())
