@@ -67,9 +67,7 @@ def browse_sheet(
             sample = dataset[SampleIndex(index, (seed, draw, index))]
             image, labels = sample["img"], sample["gt_seg_map"]
             if labels.shape != image.shape[:2]:  # validation's keep their size
-                from spark_seg.datasets.transforms.geometry import resize_mask
-
-                labels = resize_mask(labels, *image.shape[:2])
+                labels = _as_the_picture(labels, image.shape[:2], padded="frame" in sample)
             tiles += [image, overlay(image, labels, ignored=True)]
             applied = ", ".join(sample.get("applied", ()))
             captions += [sample["sample_id"], applied or ("" if which == "val" else f"draw {draw}")]
@@ -79,6 +77,19 @@ def browse_sheet(
     header = f"{shown}; red: body, blue: panel, grey: ignored"
     sheet = contact_sheet(tiles, 2 * draws, (tile, tile), captions, header)
     return sheet, shown
+
+
+def _as_the_picture(labels: np.ndarray, size: tuple[int, int], padded: bool) -> np.ndarray:
+    """Labels uint8 [H, W] as the frame was brought to `size`: stretched, or padded to a square and shrunk."""
+    if padded:
+        from spark_seg.datasets.transforms.roi import cut
+        from spark_seg.labels import IGNORE_INDEX
+        from spark_seg.windows import whole_frame
+
+        return cut(labels, whole_frame(*labels.shape, size[0]), IGNORE_INDEX)
+    from spark_seg.datasets.transforms.geometry import resize_mask
+
+    return resize_mask(labels, *size)
 
 
 def _chosen(dataset: Any, ids: Sequence[str] | None, count: int) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from spark_seg.cli.browse_dataset import main
+from spark_seg.config import load_config
 from spark_seg.datasets.browse import browse_sheet
 from spark_seg.datasets.sampling import SampleIndex
 from spark_seg.datasets.spark import SparkDataset
@@ -57,6 +58,23 @@ def test_validation_is_shown_once(tree: Path, tmp_path: Path) -> None:
     assert shown == "2 of 6 val frames"
     sheet, shown = browse_sheet(cfg, split="val", pipeline="train", count=2, draws=4, tile=64)
     assert sheet.shape[1] == 8 * 70 + 6
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (120, 90)])
+def test_labels_lie_on_a_padded_picture(height: int, width: int) -> None:
+    """The two-pass configs pad a frame that is no square; its labels go the same way."""
+    from spark_seg.datasets.browse import _as_the_picture
+    from spark_seg.datasets.transforms.roi import ShrinkFrame
+
+    mask = np.zeros((height, width), np.uint8)
+    mask[60:84, 8:40] = 1
+    image = np.repeat(mask[..., None] * 200, 3, 2).astype(np.uint8)
+    roi = load_config("segformer_b0_spark_roi").roi
+    sample = ShrinkFrame(128, roi).transform({"img": image})
+    labels = _as_the_picture(mask, sample["img"].shape[:2], padded="frame" in sample)
+    bright = sample["img"][..., 0] > 100
+    assert ((labels == 1) & bright).sum() > 0.9 * ((labels == 1) | bright).sum() > 0
+    assert (labels == 255).any(), "outside of the frame"
 
 
 @pytest.mark.parametrize(
