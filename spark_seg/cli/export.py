@@ -22,18 +22,23 @@ def main(argv: list[str] | None = None) -> int:
         "--frames", type=int, default=100, help="of the val split to compare on (default: 100)"
     )
     parser.add_argument(
-        "--calibrate", type=int, default=64, help="training frames for int8's ranges (default: 64)"
+        "--calibrate", type=int, help="training frames for int8's ranges (default: 64)"
     )
     args = parser.parse_args(argv)
     for name in args.formats:
         if name not in FORMATS:
             raise UserError(f"--formats {name}: no such format{nearest(name, FORMATS)}")
-    if args.frames < 1 or args.calibrate < 1:
+    if args.frames < 1 or (args.calibrate is not None and args.calibrate < 1):
         raise UserError("--frames and --calibrate want 1 or more")
+    if args.calibrate is not None and "openvino-int8" not in args.formats:
+        raise UserError("--calibrate is for --formats openvino-int8")
+    if args.device == "cuda":
+        raise UserError("export computes on the CPU: leave --device out")
     cfg = prepare(args)
     checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)
 
-    from spark_seg.export.run import ALLOWED, export
+    from spark_seg.export.record import ALLOWED
+    from spark_seg.export.run import CALIBRATION, export
 
     rows = export(
         cfg,
@@ -41,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         args.out,
         formats=args.formats,
         frames=args.frames,
-        calibrate=args.calibrate,
+        calibrate=args.calibrate or CALIBRATION,
         trust=args.trust_checkpoint,
     )
     for row in rows:

@@ -1,9 +1,10 @@
 """`infer.py CONFIG [CHECKPOINT] --out DIR`: predicts images and writes the submission zip."""
 
 import argparse
+from pathlib import Path
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
-from spark_seg.errors import UserError
+from spark_seg.errors import UserError, UserFileNotFoundError
 
 PRECISIONS = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16", "int8")}
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.overlays < 0:
         raise UserError(f"--overlays {args.overlays}: give a number from 0 up")
     cfg = prepare(args)
-    checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)
+    checkpoint = _checkpoint(args, cfg.work_dir)
     if args.images:
         cfg.test_dataloader.dataset.images = args.images
 
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             args.backend_precision or "fp32",
             exported=args.exported,
             trust=args.trust_checkpoint,
+            named=args.checkpoint is not None,
         )
     with recorded(args.out):
         writer = infer(
@@ -96,6 +98,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _checkpoint(args: argparse.Namespace, work_dir: str) -> Path | None:
+    """The checkpoint; files that were exported need none."""
+    try:
+        return find_checkpoint(args.checkpoint, work_dir)
+    except UserFileNotFoundError:
+        if args.exported is None or args.checkpoint is not None:
+            raise
+        return None
+
+
 def check_backend(args: argparse.Namespace) -> None:
     """Raises a UserError for options that would have no effect together."""
     given = args.backend_precision
@@ -109,5 +121,17 @@ def check_backend(args: argparse.Namespace) -> None:
         return
     if given is not None and given not in PRECISIONS[args.backend]:
         raise UserError(f"--backend {args.backend} computes in fp32 only, not in {given}")
-    if args.device == "cuda" and args.backend == "openvino":
+    if args.device != "cuda":
+        return
+    if args.backend == "openvino":
         raise UserError("--backend openvino computes on the CPU: leave --device out")
+    from spark_seg.export.graph import require
+
+    require("onnxruntime")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise UserError(
+            "--backend onnxruntime --device cuda: this onnxruntime computes on the CPU only: install "
+            "onnxruntime-gpu, or leave --device out"
+        )

@@ -86,7 +86,8 @@ def _as_the_picture(labels: np.ndarray, size: tuple[int, int], padded: bool) -> 
         from spark_seg.labels import IGNORE_INDEX
         from spark_seg.windows import whole_frame
 
-        return cut(labels, whole_frame(*labels.shape, size[0]), IGNORE_INDEX)
+        height, width = labels.shape[:2]
+        return cut(labels, whole_frame(height, width, size[0]), IGNORE_INDEX)
     from spark_seg.datasets.transforms.geometry import resize_mask
 
     return resize_mask(labels, *size)

@@ -134,9 +134,13 @@ def save_openvino(model: Any, path: Path) -> Path:
 
     make_folder(path.parent)
     fresh = path.with_name(f".{path.stem}.{os.getpid()}.xml")
-    openvino.save_model(model, str(fresh), compress_to_fp16=False)
-    os.replace(fresh.with_suffix(".bin"), path.with_suffix(".bin"))
-    os.replace(fresh, path)
+    try:
+        openvino.save_model(model, str(fresh), compress_to_fp16=False)
+        os.replace(fresh.with_suffix(".bin"), path.with_suffix(".bin"))
+        os.replace(fresh, path)
+    finally:
+        for left in (fresh, fresh.with_suffix(".bin")):
+            left.unlink(missing_ok=True)
     return path
 
 

@@ -1,7 +1,8 @@
 """A whole export: files, and what each of them does differently from PyTorch."""
 
 import copy
-import json
+import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spark_seg.atomic import make_folder, write_bytes
+from spark_seg.atomic import make_folder
 from spark_seg.errors import UserError
 from spark_seg.export.backends import (
     ExportedSegmentor,
     Runner,
     check_backend,
-    file_digest,
     load_backend,
 )
 from spark_seg.export.graph import (
@@ -28,26 +28,27 @@ from spark_seg.export.graph import (
     save_openvino,
     to_openvino,
 )
+from spark_seg.export.record import add_entries, checked_entry
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 FORMATS = ("onnx", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch")
 CALIBRATION = 64  # training pictures
-ALLOWED = 0.5  # points of mIoU that int8 may cost
-RECORD = "export.json"
 _FILES = {"onnx": "model.onnx", "int8": "model_int8.xml", "fp32": "model.xml", "torch": "model.pt2"}
 
 
-def build_graph(cfg: "Config", checkpoint: str | Path, trust: bool) -> Graph:
-    """The config's model with a checkpoint's weights, ready to export."""
+def build_graph(
+    cfg: "Config", checkpoint: str | Path, trust: bool
+) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """The config's model with a checkpoint's weights, ready to export, and those weights."""
     from mmseg.registry import MODELS
 
     from spark_seg.engine.checkpoints import apply_state_dict, load_state_dict
 
-    model = MODELS.build(cfg.model)
-    apply_state_dict(model, load_state_dict(checkpoint, trust), checkpoint)
-    return Graph(model)
+    model, weights = MODELS.build(cfg.model), load_state_dict(checkpoint, trust)
+    apply_state_dict(model, weights, checkpoint)
+    return Graph(model), weights
 
 
 def export(
@@ -60,6 +61,8 @@ def export(
     trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Writes files of a model and compares each with PyTorch on frames of the val split.
+
+    What is in the folder already stays as it is until all of it is written and compared.
 
     Args:
         cfg: As from `spark_seg.config.load_config`; its `image_size` is the files'.
@@ -76,11 +79,14 @@ def export(
     """
     _require_one_pass(cfg)
     out = make_folder(out)
-    graph, size = build_graph(cfg, checkpoint, trust), int(cfg.image_size)
-    runs = {name: _write(graph, size, out, name, cfg, calibrate) for name in formats}
-    rows = compare(cfg, graph, runs, frames)
-    record = {"image_size": size, "checkpoint": str(checkpoint), "checks": rows}
-    write_bytes(out / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    (graph, weights), size = build_graph(cfg, checkpoint, trust), int(cfg.image_size)
+    with tempfile.TemporaryDirectory(prefix=".export_", dir=out) as name:
+        fresh = Path(name)
+        runs = {form: _write(graph, size, fresh, form, cfg, calibrate) for form in formats}
+        rows = compare(cfg, graph, runs, frames)
+        for path in fresh.iterdir():
+            os.replace(path, out / path.name)
+    add_entries(out, cfg, checkpoint, weights, rows)
     return rows
 
 
@@ -143,6 +149,7 @@ def pictures_of(
     evaluated = cfg.get("val_dataloader") or cfg.test_dataloader
     source = copy.deepcopy(cfg.train_dataloader.dataset if split == "train" else evaluated.dataset)
     source.pipeline = copy.deepcopy(evaluated.dataset.pipeline)
+    source.cache = None  # for a few frames no cache is built
     dataset = DATASETS.build(source)
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
         packed = dataset[int(index)]
@@ -205,49 +212,58 @@ def _miou(table: np.ndarray) -> float:
 
 def load_segmentor(
     cfg: "Config",
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     backend: str,
     precision: str,
     exported: str | None = None,
     trust: bool = False,
+    named: bool = True,
 ) -> ExportedSegmentor:
     """What predicts in the PyTorch model's place.
 
     Args:
         cfg: A loaded config.
-        checkpoint: Exported on the fly where `exported` is None.
+        checkpoint: Exported on the fly where `exported` is None; else what that should have been made of, or None.
         backend: `onnxruntime` or `openvino`.
         precision: Of the backend.
         exported: A folder that `export` wrote.
         trust: As for `export`.
+        named: Whether the user named the checkpoint; see `record.checked_entry`.
 
     Raises:
-        UserError: A combination that is not offered; a file that the folder lacks.
+        UserError: A combination that is not offered; a file that the folder lacks, or of other weights.
     """
+    from spark_seg.submission.run import require_plain
+
     check_backend(backend, precision)
     _require_one_pass(cfg)
+    require_plain(cfg)
     require(backend)
     size = int(cfg.image_size)
+    wanted = "onnx" if backend == "onnxruntime" else f"openvino-{precision}"
     if exported is not None:
         folder = Path(exported)
         path = folder / _file_of(backend, precision)
         if not path.is_file():
-            wanted = "onnx" if backend == "onnxruntime" else f"openvino-{precision}"
             raise UserError(
                 f"{folder} has no {path.name}: run tools/export.py with --formats {wanted}"
             )
-        record = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
+        entry = checked_entry(path, cfg, checkpoint, named, trust, wanted)
         run = load_backend(path, backend, precision)
-        digest = file_digest(path)
-        return ExportedSegmentor(
-            run, int(record.get("image_size", size)), f"{backend} {precision} {digest}"
+        identity = f"{backend} {precision} {entry['sha256']}"
+        return ExportedSegmentor(run, entry["image_size"], identity)
+    if checkpoint is None:
+        raise ValueError("there is a checkpoint, or an exported file")
+    if precision == "int8":
+        print(
+            "warning: int8 made for this run is not compared with PyTorch; tools/export.py does that",
+            file=sys.stderr,
         )
-    from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.submission.run import weights_digest
 
-    graph = build_graph(cfg, checkpoint, trust)
+    graph, weights = build_graph(cfg, checkpoint, trust)
     # not the file's digest: exporters write the same graph in different bytes
-    digest = weights_digest(load_state_dict(checkpoint, trust))
+    digest = weights_digest(weights)
     with tempfile.TemporaryDirectory() as name:
         if backend == "onnxruntime":
             path = export_onnx(graph, size, Path(name) / _FILES["onnx"])

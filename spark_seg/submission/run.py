@@ -66,10 +66,8 @@ def infer(
     from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.submission.metric import SubmissionMetric
 
-    if segmentor is not None and cfg.get("tta") is not None:
-        raise UserError("tta is not for an exported model: leave it out, or give a checkpoint")
-    if segmentor is not None and this_process().world_size > 1:
-        raise UserError("an exported model predicts in one process: start without torchrun or srun")
+    if segmentor is not None:
+        require_plain(cfg)
     if segmentor is None:
         if checkpoint is None:
             raise ValueError("infer wants a checkpoint or a segmentor")
@@ -118,6 +116,14 @@ def infer(
     elif is_first():
         writer.finish(progress=True)
     return writer
+
+
+def require_plain(cfg: "Config") -> None:
+    """Raises a UserError for what an exported model does not do."""
+    if cfg.get("tta") is not None:
+        raise UserError("tta is not for an exported model: leave it out, or give a checkpoint")
+    if this_process().world_size > 1:
+        raise UserError("an exported model predicts in one process: start without torchrun or srun")
 
 
 def model_options(cfg: "Config", weights: "Mapping[str, torch.Tensor]") -> dict[str, object]:

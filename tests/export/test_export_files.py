@@ -1,6 +1,7 @@
 """Exported files compute what PyTorch computes; infer.py takes them in its place."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def test_missing_files_and_precisions(tmp_path):
         ["--exported", "x"],
         ["--backend", "onnxruntime", "--backend-precision", "int8"],
         ["--backend", "openvino", "--device", "cuda"],
+        ["--backend", "onnxruntime", "--device", "cuda"],
     ],
 )
 def test_options_without_effect(options):
@@ -211,3 +213,36 @@ def test_export_then_infer(cfg, model, tmp_path, capsys):
         assert infer_main([*common, "--out", str(to), *options]) == 0
         zips.append((to / "submission.zip").read_bytes())
     assert zips[0] == zips[1] == zips[2]
+
+    # the files know what they were made of
+    assert sorted(json.loads((files / "export.json").read_text())["files"]) == [
+        "model.onnx",
+        "model.pt2",
+        "model.xml",
+        "model_int8.xml",
+    ]
+    others = copy.deepcopy(model).state_dict()
+    others["decode_head.conv_seg.bias"] += 1
+    save_safetensors(others, weights)
+    onnx = ["--backend", "onnxruntime", "--exported", str(files), "--out", str(tmp_path / "o")]
+    with pytest.raises(UserError, match=r"exported from .*w\.safetensors, whose weights are not"):
+        infer_main([*common, *onnx])
+    bare = [common[0], *common[2:], "--work-dir", str(tmp_path / "none")]
+    assert infer_main([*bare, *onnx]) == 0, "no checkpoint is needed"
+    assert (tmp_path / "o" / "submission.zip").read_bytes() == zips[0]
+    best = tmp_path / "none" / "checkpoints" / "best.safetensors"
+    best.parent.mkdir(parents=True)
+    save_safetensors(others, best)
+    capsys.readouterr()
+    assert infer_main([*bare, *onnx]) == 0
+    assert "warning" in capsys.readouterr().err
+
+    # another export leaves what it does not write, and a failed one leaves all
+    before = (files / "model.onnx").read_bytes()
+    export_main([*common, "--out", str(files), "--frames", "1", "--formats", "torch"])
+    assert (files / "model.onnx").read_bytes() == before
+    assert infer_main([*bare, *onnx]) == 0
+    with pytest.raises(UserError, match="no id in it"):
+        export_main([*common, "val_dataloader.dataset.subset=[]", "--out", str(files)])
+    assert (files / "model.onnx").read_bytes() == before
+    assert not list(files.glob(".*"))
