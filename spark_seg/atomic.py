@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,13 +61,17 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], sync: bool = True) -> Iterator[IO[bytes]]:
+def replacing(
+    path: str | os.PathLike[str], sync: bool = True, shared: bool = False
+) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well.
 
     It is written beside as `<path>.tmp`; on any error the old file stays and the `.tmp` is removed.
 
     Args:
         path: The file to write; its folder must be there.
+        shared: Whether other processes may write the same file meanwhile: each then has a `.tmp` of its own, and the
+            last rename stays.
         sync: Whether the bytes must have reached the disk before the rename. Without it a power
             failure, but not a killed process, can leave a damaged file.
 
@@ -74,7 +79,8 @@ def replacing(path: str | os.PathLike[str], sync: bool = True) -> Iterator[IO[by
         UserError: The disk is full, or the folder cannot be written.
     """
     final = Path(path)
-    beside = final.with_name(final.name + ".tmp")
+    own = f"{socket.gethostname()}.{os.getpid()}." if shared else ""
+    beside = final.with_name(f"{own}{final.name}.tmp")
     with user_errors(final):
         try:
             with open(beside, "wb") as file:
@@ -89,7 +95,9 @@ def replacing(path: str | os.PathLike[str], sync: bool = True) -> Iterator[IO[by
             raise
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes, sync: bool = True) -> None:
+def write_bytes(
+    path: str | os.PathLike[str], data: bytes, sync: bool = True, shared: bool = False
+) -> None:
     """Writes `data` to `path` in one step; see `replacing`."""
-    with replacing(path, sync=sync) as file:
+    with replacing(path, sync=sync, shared=shared) as file:
         file.write(data)

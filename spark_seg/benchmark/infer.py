@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     _check(args)
     import torch
 
+    _check_device(args, torch.cuda.is_available())
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(prefix="spark_seg_benchmark_") as scratch:
@@ -97,6 +98,14 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
                     out = Path(scratch) / f"out_{variant}_{size}"
                     rows += _race(args, cfg, checkpoint, tree, images, out)
     return rows
+
+
+def _check_device(args: argparse.Namespace, cuda: bool) -> None:
+    if cuda and args.backends != ["pytorch"]:
+        raise UserError(
+            "--backends other than pytorch compute on the CPU, all else here on the GPU: start with "
+            "CUDA_VISIBLE_DEVICES= before the command to compare on the CPU"
+        )
 
 
 def _check(args: argparse.Namespace) -> None:

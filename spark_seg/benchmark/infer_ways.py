@@ -38,9 +38,12 @@ def prepare(path: str, size: int) -> "torch.Tensor":
 
 
 class FirstProject:
-    """As its inference script goes."""
+    """As its inference script goes: on the GPU where there is one, as ours."""
 
     def __init__(self, cfg: "Config", model: Any, images: Sequence[str]) -> None:
+        import torch
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.size, self.images = model, cfg.image_size, images
 
     def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
@@ -60,11 +63,11 @@ class FirstProject:
         from spark_seg.submission.members import member_name
 
         with torch.no_grad():
-            logits = self.model(prepare(path, self.size), mode="tensor")
+            logits = self.model(prepare(path, self.size).to(self.device), mode="tensor")
             full = torch.nn.functional.interpolate(
                 logits, (self.size, self.size), mode="bilinear", align_corners=False
             )
-            labels = full.argmax(1)[0].numpy()
+            labels = full.argmax(1)[0].cpu().numpy()
         colours = np.zeros((*labels.shape, 3), np.uint8)
         colours[labels == 1] = (255, 0, 0)
         colours[labels == 2] = (0, 0, 255)
@@ -124,6 +127,7 @@ def _serve(
     built = MODELS.build(model).eval()
     built.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     way = FirstProject(ConfigDict(image_size=size), built, images)
+    built.to(way.device)
     while True:
         try:
             folder, count = there.recv()

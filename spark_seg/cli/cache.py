@@ -73,15 +73,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Shard]") -> int:
-    from spark_seg.datasets.cache_build import build_cache
+    from spark_seg.datasets.cache_build import build_cache, unread_records
 
     done = build_cache(root, shards, args.workers or 0)
     print(
         f"{folder}: {done.made} records made, {done.kept} kept from before, {done.packs} of {len(shards)} packs were "
         f"up to date; {_size(shards)}"
     )
+    unread = unread_records(shards)
     _list("cannot be read", done.bad)
-    return 1 if done.bad else 0
+    if len(unread) > len(done.bad):  # found by an earlier build
+        _list("source files could not be read", unread)
+    return 1 if unread else 0
 
 
 def _check(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Shard]") -> int:
@@ -98,7 +101,11 @@ def _check(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Sha
 
 
 def _remove(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Shard]") -> int:
+    from spark_seg.datasets.packs import remove_leftovers
+
     removed = 0
+    for part in {shard.path.parent for shard in shards}:
+        remove_leftovers(part)
     for shard in shards:
         if shard.path.is_file():
             removed += shard.path.stat().st_size

@@ -19,7 +19,14 @@ from spark_seg.datasets.cache import RULES, Shard
 from spark_seg.datasets.decode import decode_image, image_size
 from spark_seg.datasets.io import read_bytes
 from spark_seg.datasets.memory import reuse_memory
-from spark_seg.datasets.packs import Pack, PackWriter, digest_of, encode_runs, read_names
+from spark_seg.datasets.packs import (
+    Pack,
+    PackWriter,
+    digest_of,
+    encode_runs,
+    read_names,
+    remove_leftovers,
+)
 from spark_seg.errors import UserError
 from spark_seg.labels import read_mask
 from spark_seg.progress import Progress
@@ -69,6 +76,8 @@ def build_cache(
     if not todo:
         return done
     reuse_memory()
+    for folder in {shard.path.parent for shard in todo}:
+        remove_leftovers(folder)
     # another order in each process: where several build, they meet late
     random.Random(os.getpid()).shuffle(todo)
     started = {shard.path: _inode(shard.path) for shard in todo}
@@ -77,6 +86,10 @@ def build_cache(
     workers = threads or len(os.sched_getaffinity(0))
     stop = threading.Event()
     with Progress(total, "cache", "files") as bar:
+
+        def made_elsewhere(shard: Shard) -> bool:
+            same = _inode(shard.path) == started[shard.path]
+            return not same and is_current(shard, root, thorough)
 
         def step() -> None:
             if stop.is_set():
@@ -94,11 +107,11 @@ def build_cache(
         def make_or_leave(shard: Shard) -> Built:
             if stop.is_set():
                 raise _StoppedError
-            if _inode(shard.path) != started[shard.path] and is_current(shard, root, thorough):
+            if made_elsewhere(shard):
                 with lock:
                     bar.update(len(shard.names))
                 return Built(packs=1)  # another process was faster
-            return make_pack(shard, root, step)
+            return make_pack(shard, root, step, lambda: made_elsewhere(shard))
 
         with ThreadPoolExecutor(workers, "cache") as pool:
             jobs = [pool.submit(make, shard) for shard in todo]
@@ -146,14 +159,19 @@ def is_current(shard: Shard, root: Path | str, thorough: bool) -> bool:
     )
 
 
-def make_pack(shard: Shard, root: Path | str, step: Callable[[], None]) -> Built:
-    """Writes one pack; calls `step` after every record.
+def make_pack(
+    shard: Shard,
+    root: Path | str,
+    step: Callable[[], None],
+    needless: Callable[[], bool] | None = None,
+) -> Built:
+    """Writes one pack; calls `step` after every record. For `needless` see `PackWriter`.
 
     Records of the folder's older packs are kept where their source file is the same.
     """
     done = Built()
     older = read_names(sorted(shard.path.parent.glob("*.pack")))
-    with PackWriter(shard.path, shard.kind, RULES[shard.kind]) as writer:
+    with PackWriter(shard.path, shard.kind, RULES[shard.kind], needless) as writer:
         for name in shard.names:
             path = os.path.join(root, name)
             stamp = _stamp(path)
@@ -203,6 +221,17 @@ def _record(
     written, code = cv2.imencode(".jpg", half, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     assert written
     return code.tobytes(), size, digest
+
+
+def unread_records(shards: Sequence[Shard]) -> list[str]:
+    """Names of the source files that could not be read when their packs were written."""
+    names = []
+    for shard in shards:
+        pack = Pack(shard.path)
+        names += [
+            name for name, size in zip(pack.names(), pack.index["length"], strict=True) if not size
+        ]
+    return names
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.logging import print_log
 
 from spark_seg.atomic import make_folder, replacing
 from spark_seg.datasets.layout import Frame, fingerprint, missing_mask
@@ -104,7 +105,10 @@ def _count(frames: Sequence[Frame], labels: Any, skip: Any, key: str) -> np.ndar
     if skipped:  # to be looked at again next time
         return counts
     path = _file(key)
-    make_folder(path.parent)
-    with replacing(path) as file:
-        np.save(file, counts, allow_pickle=False)
+    try:
+        make_folder(path.parent)
+        with replacing(path, shared=True) as file:
+            np.save(file, counts, allow_pickle=False)
+    except UserError as error:
+        print_log(f"the counts are not kept, and made anew next time: {error}", "current")
     return counts

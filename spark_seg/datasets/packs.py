@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -60,13 +60,18 @@ class PackWriter:
         path: The pack; its folder is made.
         kind: What the blobs are.
         rules: The version of how they are made; a reader asks for the same.
+        needless: Asked at the end: whether another process has written the pack meanwhile, so that this one is dropped.
+            On a network file system, replacing a file that others have mapped takes it away from them.
 
     Raises:
         UserError: The disk is full, or the folder cannot be written.
     """
 
-    def __init__(self, path: Path, kind: str, rules: str) -> None:
+    def __init__(
+        self, path: Path, kind: str, rules: str, needless: Callable[[], bool] | None = None
+    ) -> None:
         self.path, self.kind, self.rules = path, kind, rules
+        self._needless = needless
         self._beside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
         self._records: list[tuple[Any, ...]] = []
         self._names: list[str] = []
@@ -106,7 +111,10 @@ class PackWriter:
                 with user_errors(self.path):
                     self._finish()
         finally:
-            self._file.close()
+            with suppress(
+                OSError
+            ):  # once more what the disk had no room for, which is told already
+                self._file.close()
             with suppress(OSError):
                 self._beside.unlink()
 
@@ -126,7 +134,18 @@ class PackWriter:
         self._file.write(index + names + header + _TAIL.pack(len(header), _MAGIC))
         self._file.flush()
         os.fsync(self._file.fileno())
-        os.replace(self._beside, self.path)
+        if self._needless is None or not self._needless():
+            os.replace(self._beside, self.path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes of this machine had begun to write in a folder of packs."""
+    host = socket.gethostname()
+    for path in folder.glob(f"*.pack.{host}.*.tmp"):
+        number = path.name.split(".")[-2]
+        if number.isdigit() and not Path("/proc", number).exists():
+            with suppress(OSError):
+                path.unlink()
 
 
 class Pack:

@@ -134,11 +134,6 @@ class SparkDataset(BaseSegDataset):
         """Makes what is missing of the split's packs; `frames` are all of it, whatever the subset."""
         kinds = kinds_of(self.cache)
         if not _may_reduce(self.pipeline.transforms):
-            if self.split == "train" and len(kinds) > 1:
-                raise UserError(
-                    f"cache={self.cache!r}: the training pipeline reads whole pictures: give LoadSparkImage a "
-                    "reduce, or set cache='labels'"
-                )
             kinds = kinds[:1]  # evaluation reads whole pictures
         if not kinds:
             return None
@@ -164,6 +159,14 @@ class SparkDataset(BaseSegDataset):
                 logging.WARNING,
             )
         return FrameCache(root, shards)
+
+    def require_use_of_cache(self) -> None:
+        """For a training: raises a UserError where its pipeline could not take the pictures that `cache` keeps."""
+        if len(kinds_of(self.cache)) > 1 and not _may_reduce(self.pipeline.transforms):
+            raise UserError(
+                f"cache={self.cache!r}: the training pipeline reads whole pictures: give LoadSparkImage a reduce, or "
+                "set cache='labels'"
+            )
 
     def _test_root(self) -> Path | None:
         if self.images or os.environ.get("SPARK_TEST_ROOT"):

@@ -97,9 +97,12 @@ def _look_at_data(cfg: "Config") -> None:
     """Lists the frames of both splits, so that what is wrong with them is told before a former run is moved."""
     from mmseg.registry import DATASETS
 
-    for loader in (cfg.train_dataloader, cfg.get("val_dataloader")):
-        if loader:
-            DATASETS.build({**loader["dataset"], "lazy_init": True}).list_frames()
+    for name in ("train_dataloader", "val_dataloader"):
+        if cfg.get(name):
+            dataset = DATASETS.build({**cfg[name]["dataset"], "lazy_init": True})
+            if name == "train_dataloader" and hasattr(dataset, "require_use_of_cache"):
+                dataset.require_use_of_cache()
+            dataset.list_frames()
 
 
 def describe_model(cfg: "Config", weights: bool = False) -> dict[str, str]:

@@ -87,3 +87,14 @@ def test_the_first_projects_way_makes_a_zip_that_passes(tmp_path: Path) -> None:
 def test_mistakes(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(["infer", *options])
+
+
+def test_backends_of_the_cpu_are_not_compared_with_a_gpu() -> None:
+    from argparse import Namespace
+
+    from spark_seg.benchmark.infer import _check_device
+
+    _check_device(Namespace(backends=["pytorch"]), True)
+    _check_device(Namespace(backends=["pytorch", "openvino"]), False)
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES= before the command"):
+        _check_device(Namespace(backends=["pytorch", "openvino"]), True)

@@ -318,7 +318,6 @@ def test_size_and_speed_of_a_frames_labels(make_spark_tree):
     ("options", "words"),
     [
         ({"cache": "label"}, "did you mean 'labels'"),
-        ({"cache": "labels+half"}, "give LoadSparkImage a reduce"),
         ({"cache": "labels", "split": "test"}, "no masks"),
         ({"skip_bad_files": True, "split": "val"}, "for training"),
     ],
