@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import math
 import os
 import platform
 import statistics
@@ -91,8 +92,14 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def write_json(path: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
     """Writes `{"rows": [...], ...about}` in one step."""
     make_folder(Path(path).parent)
-    text = json.dumps({**about, "rows": list(rows)}, indent=1, allow_nan=False) + "\n"
+    known = [{key: _known(value) for key, value in row.items()} for row in rows]
+    text = json.dumps({**about, "rows": known}, indent=1, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
+
+
+def _known(value: Any) -> Any:
+    """None for a number that could not be measured: JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Lane:

@@ -1,6 +1,7 @@
 """`benchmark.py PART`: what a part of the product costs, as a Markdown table and JSON."""
 
 import importlib
+from pathlib import Path
 
 from spark_seg.cli.common import Parser, choose_device, quiet_libraries
 
@@ -21,8 +22,13 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet_libraries()
     choose_device("auto")
+    from spark_seg.atomic import make_folder
     from spark_seg.benchmark.timing import machine, markdown, write_json
 
+    if args.json:
+        make_folder(
+            Path(args.json).parent
+        )  # what cannot be written is told before hours of measuring
     about = machine()
     rows = modules[args.part].main(args)
     print("\n".join(f"{key}: {value}" for key, value in about.items()) + "\n")

@@ -46,7 +46,7 @@ class Setting:
         precision: `auto`, `fp32`, `bf16` or `fp16`.
         offload: None, `optimizer` or `optimizer+parameters`.
         optimizer: Its type and arguments.
-        activation_checkpointing, freeze_backbone, cuda_graphs, accumulate, multi_scale: As in the config.
+        activation_checkpointing, freeze_backbone, cuda_graphs, compile, accumulate, multi_scale: As in the config.
         cuda: Whether there is a GPU; None where the training would run elsewhere (a dry run).
         bf16: Whether that GPU computes in bf16.
         trackers: What stands in the way of W&B and MLflow here.
@@ -61,6 +61,7 @@ class Setting:
     activation_checkpointing: bool
     freeze_backbone: bool
     cuda_graphs: bool
+    compile: bool
     accumulate: int
     multi_scale: bool
     cuda: bool | None
@@ -86,6 +87,7 @@ class Setting:
             activation_checkpointing=bool(cfg.get("activation_checkpointing")),
             freeze_backbone=bool(cfg.get("freeze_backbone")),
             cuda_graphs=bool(cfg.get("cuda_graphs")),
+            compile=bool(cfg.get("compile")),
             accumulate=int(cfg.get("accumulate") or 1),
             multi_scale=bool(cfg.get("multi_scale")),
             cuda=cuda,
@@ -220,6 +222,11 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda s: s.cuda_graphs and s.activation_checkpointing,
         lambda s: "cuda_graphs=True with activation_checkpointing: a recording keeps its memory anyway; "
         "turn one of them off",
+    ),
+    Refusal(
+        "graphs-compile",
+        lambda s: s.cuda_graphs and s.compile,
+        lambda s: "cuda_graphs=True with compile: a recording of compiled blocks was never tried; turn one of them off",
     ),
     Refusal(
         "graphs-multi-scale",

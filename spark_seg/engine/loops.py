@@ -2,8 +2,9 @@
 
 The model stays mmseg's own; its stock prediction resizes the logits twice (to the network's input, then to the
 picture). Here the head's logits go to the picture's size by one bilinear resize, in training's validation, in
-`tools/test.py` and in `tools/infer.py` alike: identical counts on the same device, precision, batch size and
-thread count.
+`tools/test.py` and in `tools/infer.py` alike: identical counts in fp32 on the same device with the same batch size and
+thread count. In bf16 and fp16 training's validation differs from the other two by rounding: those keep the sums between
+blocks in the short type, where weights that are trained on keep them in fp32.
 """
 
 import itertools

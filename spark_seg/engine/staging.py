@@ -169,7 +169,10 @@ def _copy(
 
     def one(name: str) -> int:
         # Neither owner nor mode: what is on a shared file system may be readable through a group only.
+        times = (source / name).stat()
         shutil.copyfile(source / name, partial / name)
+        # a cache beside the source knows its files by size and time
+        os.utime(partial / name, ns=(times.st_atime_ns, times.st_mtime_ns))
         copied = (partial / name).stat().st_size
         if copied != files[name][0]:
             raise UserError(f"staging: {source / name} changed while it was copied: start again")

@@ -8,7 +8,7 @@ import pytest
 
 from spark_seg.benchmark.contestants import some
 from spark_seg.benchmark.ratios import committed, lost
-from spark_seg.benchmark.timing import race
+from spark_seg.benchmark.timing import race, write_json
 from spark_seg.cli.benchmark import main
 from spark_seg.errors import UserError
 
@@ -53,6 +53,15 @@ def test_rows(part, cases, tmp_path, capsys):
 def test_mistakes(option, message):
     with pytest.raises(UserError, match=message):
         main(["model", *option])
+
+
+def test_the_file_of_rows(tmp_path):
+    """A value that could not be measured is null, and a folder that cannot be written is told before measuring."""
+    file = tmp_path / "rows.json"
+    write_json(str(file), [{"peak_mb": float("nan"), "median_ms": 1.0}], {})
+    assert json.loads(file.read_text())["rows"] == [{"peak_mb": None, "median_ms": 1.0}]
+    with pytest.raises(UserError, match="choose another output folder"):
+        main(["model", "--json", str(file / "below" / "rows.json")])
 
 
 def test_graphs_need_a_gpu():

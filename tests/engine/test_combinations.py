@@ -63,6 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "keeps its memory anyway",
     ),
+    "graphs-compile": ({"cuda_graphs": True, "compile": True}, {}, "never tried"),
     "graphs-multi-scale": (
         {"cuda_graphs": True, "multi_scale": [32, 64]},
         {},

@@ -34,6 +34,8 @@ def test_a_whole_copy(spark_tree: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert not list(root.rglob("._*"))
     here, there = list_frames(find_root(str(root)), "train"), list_frames(spark_tree, "train")
     assert [frame.id for frame in here] == [frame.id for frame in there]
+    times = [[os.stat(frame.image).st_mtime_ns for frame in frames] for frames in (here, there)]
+    assert times[0] == times[1], "a cache beside the source knows its files by size and time"
     left = {p.name for p in (tmp_path / "local").iterdir()}
     assert left == {root.name, f".{root.name}.lock"}
 
