@@ -53,7 +53,8 @@ def expand(cfg: "Config", overrides: Mapping[str, Any] | None = None) -> None:
 
     Args:
         cfg: With every `'$name'` replaced.
-        overrides: Dotted keys that the user set to these values: no choice may undo one in silence.
+        overrides: Dotted keys that the user set to these values: no choice may undo one in silence. (Steps of
+            pipelines, which move when others are put between, and values with a `'$name'` are not watched.)
 
     Raises:
         UserError: An unknown choice (with the nearest name) or option, a value out of range or of the wrong kind, or a
@@ -67,7 +68,7 @@ def expand(cfg: "Config", overrides: Mapping[str, Any] | None = None) -> None:
             work_in(cfg, cfg[name])
         except UserError:
             raise
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError, AssertionError) as error:
             raise UserError(
                 f"{name}={cfg[name]!r}: something in it is missing or of the wrong kind ({error})"
             ) from None
@@ -80,7 +81,7 @@ def expand(cfg: "Config", overrides: Mapping[str, Any] | None = None) -> None:
 
 
 def _stands(cfg: "Config", key: str, value: Any) -> bool:
-    """Whether a dotted key has a value. Steps of a pipeline move when others are put between, and are not looked at."""
+    """Whether a dotted key has a value, or more than it: a choice may add to a group or a list."""
     parts = key.split(".")
     if parts[0] in CHOICES or "pipeline" in key:
         return False
@@ -90,7 +91,15 @@ def _stands(cfg: "Config", key: str, value: Any) -> bool:
             node = node[int(part)] if -len(node) <= int(part) < len(node) else None
         else:
             node = node.get(part) if isinstance(node, Mapping) or hasattr(node, "get") else None
-    return bool(node == value)
+    return _holds(node, value)
+
+
+def _holds(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        return all(key in found and _holds(found[key], value) for key, value in wanted.items())
+    if isinstance(wanted, list | tuple) and isinstance(found, list | tuple):
+        return list(found[: len(wanted)]) == list(wanted)
+    return bool(found == wanted)
 
 
 def _chosen(what: str, value: Any, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -211,10 +220,11 @@ def _schedule(cfg: "Config", value: Any) -> None:
         raise UserError("schedule: param_scheduler is one of your own: leave `schedule` out")
     warmups[0].type = SCHEDULES[name]
     warmups[0].update(options)
-    from torch import nn, optim
+    import torch
 
-    rule = dict(warmups[0]) | dict(optimizer=optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0))
-    judge("schedule", "PARAM_SCHEDULERS", rule | dict(end=1000, epoch_length=1))
+    weight = torch.nn.Parameter(torch.zeros(1))  # draws no random number
+    rule = dict(warmups[0]) | dict(optimizer=torch.optim.SGD([weight], lr=1.0))
+    judge("schedule", "PARAM_SCHEDULERS", rule | dict(end=max(1, int(cfg.epochs)), epoch_length=9))
 
 
 def _optimizer(cfg: "Config", value: Any) -> None:

@@ -55,7 +55,7 @@ def judge(name: str, registry: str, config: Any) -> None:
         getattr(registries, registry).build(config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, AssertionError) as error:
         if "unexpected keyword argument" not in str(error):  # named by `check_arguments`
             raise UserError(
                 f"{name}: a value is missing or of the wrong type ({_short(error)})"

@@ -82,6 +82,20 @@ def test_a_group_may_hold_what_stands_beside_it() -> None:
     assert (cfg.model.decode_head.type, cfg.model.decode_head.channels) == ("SegformerHead", 128)
 
 
+def test_a_choice_may_add_to_a_group_that_was_given() -> None:
+    """Only what it undoes is told."""
+    assert [h.type for h in load(custom_hooks=[], patience=5).custom_hooks] == ["PatienceHook"]
+    loss = dict(type="CrossEntropyDiceLoss", ce_weight=1.0, dice_weight=0.0)
+    cfg = load(**{"model.decode_head.loss_decode": loss, "class_weights": [1, 2, 3]})
+    assert cfg.model.decode_head.loss_decode.class_weight == [1, 2, 3]
+    cfg = load(
+        **{"optim_wrapper.paramwise_cfg": dict(norm_decay_mult=0.0), "layer_decay": 0.8},
+    )
+    assert cfg.optim_wrapper.paramwise_cfg.layer_decay == 0.8
+    with pytest.raises(UserError, match="has no effect beside loss='ce'"):
+        load(**{"model.decode_head.loss_decode": loss | dict(dice_weight=1.0), "loss": "ce"})
+
+
 def test_scales_are_at_most_the_windows() -> None:
     """Also where the window is the pipeline's own."""
     with pytest.raises(UserError, match="multi_scale: 384 is above crop_size=96"):
@@ -141,6 +155,8 @@ def test_head_and_the_rest() -> None:
         (dict(sampling=dict(by="small", share="3%")), "share='3%' must be a number"),
         (dict(patience=dict(patience=3, min_delta="x")), "patience"),
         (dict(schedule=dict(type="step", milestones=0.5)), "schedule: "),
+        (dict(schedule=dict(type="poly", by_epoch=False)), "schedule"),
+        (dict(loss=dict(type="FocalLoss", use_sigmoid=False)), "loss: "),
         (dict(schedule=dict(type="poly", power=0)), "power=0 must be above 0"),
         (
             {"optimizer": "SGD", "optim_wrapper.optimizer.weight_decay": 0.3},

@@ -60,11 +60,13 @@ def main(argv: list[str] | None = None) -> int:
             f"give two runs, A and B, not {len(args.runs)}; for several seeds of each: A1 A2 --to B1 B2"
         )
     a, b = (args.runs, args.to) if args.to else (args.runs[:1], args.runs[1:])
-    for path in (*a, *b):
-        if max(a.count(path), b.count(path)) > 1:
-            raise UserError(f"{path} is given twice on one side: each run counts once")
+    from spark_seg.evaluation.compare import compare, counts_file, load_counts, rule_of_all
 
-    from spark_seg.evaluation.compare import compare, load_counts, rule_of_all
+    for side in (a, b):
+        files = [counts_file(path).resolve() for path in side]
+        for path, file in zip(side, files, strict=True):
+            if files.count(file) > 1:
+                raise UserError(f"{path} is given twice on one side: each run counts once")
 
     found = compare(
         [load_counts(path) for path in a],

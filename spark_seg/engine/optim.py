@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,7 @@ def take_up_schedules(
     """Sets schedules to where a training goes on.
 
     Ours follow the config of now: with more epochs, another batch or another rate, a formula from the checkpoint would
-    end elsewhere, in silence. Others, whose values build on the step before, take their saved state.
+    end elsewhere, in silence. Others, whose values build on the step before, take their saved state without settings.
 
     Args:
         schedules: The config's.
@@ -256,16 +257,31 @@ def take_up_schedules(
                     level=logging.WARNING,
                 )
             continue
-        groups = schedule.optimizer.param_groups
-        if len(values) != len(groups):
+        groups, name = schedule.optimizer.param_groups, type(schedule).__name__
+        if len(values) != len(groups) or state.get("type", name) != name:
             raise UserError(
-                f"the checkpoint has no state for {type(schedule).__name__} over {len(groups)} parameter group(s): "
+                f"the checkpoint has no state for {name} over {len(groups)} parameter group(s): "
                 "keep param_scheduler, layer_decay and head_lr as they were"
             )
-        schedule.load_state_dict(dict(state))
+        own, settings = vars(schedule), _settings(schedule)
+        plain = [key for key in settings if isinstance(own.get(key), int | float | str)]
+        if any(state.get(key, own[key]) != own[key] for key in plain):
+            print_log(
+                f"{name} has other settings than in the checkpoint: the config's hold from here on",
+                logger="current",
+                level=logging.WARNING,
+            )
+        schedule.load_state_dict({k: v for k, v in state.items() if k not in settings})
         # a schedule's state holds the values, but the optimizer's groups are what steps use
         for group, value in zip(groups, schedule.get_last_value(), strict=True):
             group[schedule.param_name] = value
+
+
+def _settings(schedule: _ParamScheduler) -> set[str]:
+    """The attributes of a schedule that its config sets."""
+    classes = type(schedule).__mro__[:-1]
+    arguments = {name for cls in classes for name in signature(cls.__init__).parameters}  # type: ignore[misc]
+    return (arguments | {"type", "base_values"}) - {"last_step"}
 
 
 @PARAM_SCHEDULERS.register_module()

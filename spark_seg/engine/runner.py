@@ -105,6 +105,7 @@ class SparkRunner(FlexibleRunner):
     def load_or_resume(self) -> None:
         """Takes up the training in `resume_from`; its weights are in the model already."""
         if self.resume_from is None or self._has_loaded:
+            self._write_config()
             return
         state = read_state(self.resume_from)
         self.train_loop.take_up(state)
@@ -119,6 +120,7 @@ class SparkRunner(FlexibleRunner):
             if hasattr(hook, "take_up"):
                 hook.take_up(self, state)
         self._has_loaded = True
+        self._write_config()
         self.logger.info(
             f"going on from {self.resume_from}: epoch {self.epoch + 1}, step {self.iter}"
         )
@@ -199,6 +201,9 @@ class SparkRunner(FlexibleRunner):
         return ", ".join(type(hook).__name__ for hook in self.hooks)
 
     def dump_config(self) -> None:
+        """Nothing: upstream writes here, before a checkpoint may turn out not to fit the config."""
+
+    def _write_config(self) -> None:
         """Writes the merged config as `config.py` into the work folder, its `'$name'`s unresolved."""
         if self.rank == 0:
             text = f"{unresolved_text(self.cfg)}work_dir = {self.work_dir!r}\n"

@@ -173,7 +173,9 @@ class _Common:
         """The learning rate schedules, in plain types."""
         if not hasattr(self, "param_schedulers"):
             return []
-        return plain(self.scheduler_state_dict())  # type: ignore[attr-defined]
+        states = plain(self.scheduler_state_dict())  # type: ignore[attr-defined]
+        names = [type(schedule).__name__ for schedule in self.param_schedulers]
+        return [state | {"type": name} for state, name in zip(states, names, strict=True)]
 
     def save_tensors(self, folder: str | Path) -> None:
         """Writes weights, EMA and optimizer into a folder. Every process must call it; the first one writes."""

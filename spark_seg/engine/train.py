@@ -57,7 +57,7 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
     first_process(_look_at_data, cfg)
     # before the runner: building a model draws random numbers, and the runner sets the seed
     model = from_first(first_process(describe_model, cfg, source is None))
-    if source is None:  # all that can be told of a mistake is told: a former run is moved now
+    if source is None:  # most mistakes are told by now: a former run is moved
         first_process(set_aside, cfg.work_dir, cfg.get("pretrained"))
     runner = training_runner(cfg, strategy, source)
     runner.model_summary = model

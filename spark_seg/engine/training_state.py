@@ -70,6 +70,8 @@ def scatter_optimizer_state(
     # an optimizer that keeps other state for some parameters says so; all others have every key for each
     state_keys = getattr(_base(optimizer), "state_keys", lambda parameter: keys)
     own = {name: list(state_keys(p)) for name, p in named_trainable(module)}
+    if any(group.get("amsgrad") for group in _base(optimizer).param_groups):
+        own = {name: [*wanted, "max_exp_avg_sq"] for name, wanted in own.items()}
     for name, wanted in own.items():  # before anything is changed
         for key in wanted:
             if f"{name}{SEPARATOR}{key}" not in state:
@@ -98,7 +100,7 @@ def restore_optimizer(
     kind = kind_of(optimizer)
     if written_by not in (None, kind):
         raise UserError(
-            f"{folder} was written by {written_by}, the config has {kind}: set optimizer={written_by!r}, {anew}"
+            f"{folder} was written by {written_by}, the config has {kind}: keep the optimizer, {anew}"
         )
     try:
         scatter_optimizer_state(optimizer, module, load_safetensors(folder / OPTIMIZER_FILE))

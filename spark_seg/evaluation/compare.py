@@ -4,7 +4,8 @@ Both runs are scored on the same resampled images, so that what makes an image h
 the interval of the difference is far narrower than those of the two scores.
 
 A recipe's trainings differ by their seed, often by more than two recipes do. So each side may be several runs, one for
-each seed: its score is their mean, and the interval then holds what the choice of seeds does, too.
+each seed: its score is their mean, and the interval then holds what the choice of seeds does, too: to each resampling's
+difference over the images comes a draw of Student's t for that of the seeds, with one variance for both sides.
 """
 
 from collections.abc import Sequence
@@ -178,19 +179,18 @@ def compare(
     points, drawn = zip(
         *(_scored(pair(run, common)[0], rule, resamples, seed) for run in runs), strict=True
     )
-    first, draws = len(sides[0]), np.random.default_rng([seed, 1])
-    which = [_seeds(len(side), resamples, draws) for side in sides]
+    first = len(sides[0])
     parts = slice(None, first), slice(first, None)
+    noise = _seed_noise(len(runs) - 2, resamples, seed)
     rows = {}
     for key in points[0]:
         if all(key in point for point in points):
             sign = -1 if key.split("/")[0] in LOWER_IS_BETTER else 1
-            a_mean, b_mean = (float(np.mean([p[key] for p in points[part]])) for part in parts)
-            a_drawn, b_drawn = (
-                np.take_along_axis(np.stack([d[key] for d in drawn[part]], 1), chosen, 1).mean(1)
-                for part, chosen in zip(parts, which, strict=True)
-            )
-            rows[key] = _difference(a_mean, b_mean, b_drawn - a_drawn, sign, level)
+            a_points, b_points = ([float(p[key]) for p in points[part]] for part in parts)
+            a_drawn, b_drawn = (np.mean([d[key] for d in drawn[part]], axis=0) for part in parts)
+            values = b_drawn - a_drawn + noise * standard_error(a_points, b_points)
+            means = float(np.mean(a_points)), float(np.mean(b_points))
+            rows[key] = _difference(*means, values, sign, level)
     shared = set(common.ids.tolist())
     only_a, only_b = (
         sorted({i for run in side for i in run.ids.tolist()} - shared) for side in sides
@@ -205,13 +205,20 @@ def _scored(
     return sums.scores(sums.total()), resampled(sums, resamples, seed)
 
 
-def _seeds(runs: int, resamples: int, draws: np.random.Generator) -> np.ndarray:
-    """Which runs of a side a resampling takes: int64 [resamples, max(runs - 1, 1)].
+def standard_error(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of the difference of two means over seeds, their variance taken as one: Student's, with n + m - 2 degrees."""
+    n, m = len(a), len(b)
+    if n + m <= 2:
+        return 0.0
+    pooled = (n * np.var(a) + m * np.var(b)) / (n + m - 2)
+    return float(np.sqrt(pooled * (1 / n + 1 / m)))
 
-    One fewer than there are, with replacement: the variance of such a mean is that of the mean of all, without the
-    factor (n - 1) / n by which drawing n of n falls short (Rao and Wu 1988); with two or three runs that is much.
-    """
-    return draws.integers(0, runs, (resamples, max(runs - 1, 1)))
+
+def _seed_noise(degrees: int, resamples: int, seed: int) -> np.ndarray:
+    """Student's t for each resampling, float64 [resamples]; zeros where no side has two runs."""
+    if degrees < 1:
+        return np.zeros(resamples)
+    return np.random.default_rng([seed, 1]).standard_t(degrees, resamples)
 
 
 def _difference(a: float, b: float, values: np.ndarray, sign: int, level: float) -> Difference:

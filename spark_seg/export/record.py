@@ -1,12 +1,9 @@
-"""`export.json`: what each file of a folder was made of, so that none predicts in place of another model."""
+"""`export.json`: what each file of a folder was made of, so that none predicts in place of another model unnoticed."""
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from spark_seg.atomic import write_bytes
 from spark_seg.errors import UserError
@@ -30,7 +27,7 @@ def add_entries(
     folder: Path,
     cfg: "Config",
     checkpoint: str | Path,
-    weights: Mapping[str, torch.Tensor],
+    digest: str,
     checks: list[dict[str, Any]],
 ) -> None:
     """Records the files of an export; what the record says of others stays.
@@ -39,13 +36,10 @@ def add_entries(
         folder: That holds the files.
         cfg: As from `load_config`.
         checkpoint: Where the weights came from.
-        weights: Its state dict.
+        digest: `weights_digest` of its state dict.
         checks: Rows as `export` returns them; each names its `file`.
     """
-    from spark_seg.submission.run import weights_digest
-
     entries = read_entries(folder)
-    digest = weights_digest(weights)
     for name in dict.fromkeys(row["file"] for row in checks):
         entries[name] = {
             "image_size": int(cfg.image_size),

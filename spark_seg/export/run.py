@@ -79,14 +79,17 @@ def export(
     """
     _require_one_pass(cfg)
     out = make_folder(out)
+    from spark_seg.submission.run import weights_digest
+
     (graph, weights), size = build_graph(cfg, checkpoint, trust), int(cfg.image_size)
+    digest = weights_digest(weights)
     with tempfile.TemporaryDirectory(prefix=".export_", dir=out) as name:
         fresh = Path(name)
         runs = {form: _write(graph, size, fresh, form, cfg, calibrate) for form in formats}
         rows = compare(cfg, graph, runs, frames)
         for path in fresh.iterdir():
             os.replace(path, out / path.name)
-    add_entries(out, cfg, checkpoint, weights, rows)
+    add_entries(out, cfg, checkpoint, digest, rows)
     return rows
 
 

@@ -175,11 +175,16 @@ def predict_through(segmentor: "Segmentor", dataloader: dict, metric: "Submissio
 
 def weights_digest(weights: "Mapping[str, torch.Tensor]") -> str:
     """A name for weights: SHA-256 over names, shapes and values."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(
-            tensor.view(-1).numpy().tobytes() if tensor.ndim else repr(tensor.item()).encode()
-        )
+        if tensor.ndim:  # as bytes: numpy knows no bf16
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(tensor.item()).encode())
+    if (norms := getattr(weights, "norms", None)) not in (None, "mmseg"):
+        digest.update(str(norms).encode())  # the layer norms' eps: part of the function
     return digest.hexdigest()

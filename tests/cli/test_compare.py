@@ -140,7 +140,7 @@ def test_several_seeds_of_each(tmp_path, runs, capsys):
         "12 images in all",
         "means of 2 and 2 runs; intervals hold images and seeds",
     ]
-    assert lines[-1].startswith("B is better than A by spark/score: +")
+    assert "do not tell whether B is better" in lines[-1], "two seeds that differ much say little"
     several = json.loads(target.read_text())
     assert several["runs"] == [2, 2]
     singles = []

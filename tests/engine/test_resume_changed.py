@@ -70,7 +70,7 @@ def test_it_says_that_the_rate_is_another(tree: Path, tmp_path: Path, capsys: An
         (
             dict(optimizer="SGD"),
             {},
-            "was written by SGD, the config has AdamW: set optimizer='SGD'",
+            "was written by SGD, the config has AdamW: keep the optimizer",
         ),
         ({}, dict(optimizer="SGD"), "was written by AdamW, the config has SGD"),
         (dict(optimizer="MuonAdamW"), {}, "was written by MuonAdamW"),
@@ -81,14 +81,41 @@ def test_another_optimizer_or_other_parameters(
     before: dict[str, Any], after: dict[str, Any], said: str, tree: Path, tmp_path: Path
 ) -> None:
     train(config(tree, tmp_path / "run", epochs=1, **before), "single")
+    recorded = (tmp_path / "run" / "config.py").read_text()
     with pytest.raises(UserError, match=said) as caught:
         train(config(tree, tmp_path / "run", **after), "single", resume=True)
     told = str(caught.value)
     assert "\n" not in told
+    assert (tmp_path / "run" / "config.py").read_text() == recorded, "the run's, as it was"
     assert f"pretrained='{tmp_path / 'run' / 'checkpoints'}" in told
     # and that way works
     options = dict(after, pretrained=told.split("'")[-2], epochs=1)
     train(config(tree, tmp_path / "anew", **options), "single")
+
+
+def stock_schedule(end: int, kind: str = "CosineAnnealingLR") -> list[dict[str, Any]]:
+    return [dict(type=kind, T_max=end, eta_min=1e-5, begin=0, end=end, by_epoch=False)]
+
+
+def test_a_schedule_of_mmengines_own(tree: Path, tmp_path: Path, capsys: Any) -> None:
+    """Its place comes from the checkpoint, its settings from the config."""
+    train(config(tree, tmp_path / "run", param_scheduler=stock_schedule(8)), "single")
+    capsys.readouterr()
+    longer = dict(epochs=4, param_scheduler=stock_schedule(16))
+    train(config(tree, tmp_path / "run", **longer), "single", resume=True)
+    assert "CosineAnnealingLR has other settings" in " ".join(capsys.readouterr())
+    found = rates(tmp_path / "run")
+    assert found[16] < found[9] < 1e-3, "it falls on, where the old settings would have ended"
+    other = dict(epochs=5, param_scheduler=[dict(type="ConstantLR", by_epoch=False)])
+    with pytest.raises(UserError, match="no state for ConstantLR"):
+        train(config(tree, tmp_path / "run", **other), "single", resume=True)
+
+
+def test_amsgrad_needs_what_adam_does_not_keep(tree: Path, tmp_path: Path) -> None:
+    train(config(tree, tmp_path / "run", epochs=1), "single")
+    changed = dict(optimizer=dict(type="AdamW", amsgrad=True))
+    with pytest.raises(UserError, match=r"no optimizer state for .*max_exp_avg_sq"):
+        train(config(tree, tmp_path / "run", **changed), "single", resume=True)
 
 
 def test_adam_and_adamw_keep_the_same_state(tree: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Intervals and comparisons: deterministic, right on average, and plain about what differs."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hard_masks import blobs
@@ -251,17 +249,33 @@ def test_counts_are_found_in_folders(tmp_path):
         load_counts(tmp_path / "none")
 
 
-def test_seeds_are_drawn_so_that_the_interval_is_that_of_their_mean():
-    """Runs whose images are all alike: only the seed varies, and its standard error is known."""
-    counts = [run(shift=shift) for shift in (0, 1, 3, 4)]
-    same = [one.take(np.array([0])) for one in counts]  # one image: resampling changes nothing
+def test_the_interval_over_seeds_is_students() -> None:
+    """Runs of one image, where resampling changes nothing: what is left is the t interval of the seeds' means."""
+    same = [run(shift=shift).take(np.array([0])) for shift in (0, 1, 3, 4)]
     values = [float(compare(one, one, resamples=5).rows["IoU/body"].a) for one in same]
-    row = compare(same[:1], same[1:], resamples=20_000).rows["IoU/body"]
-    assert row.b == pytest.approx(np.mean(values[1:]))
-    drawn = (row.high - row.low) / 2
-    means = [np.mean(pair) for pair in itertools.product(values[1:], repeat=2)]  # two of three
-    assert np.var(means) == pytest.approx(np.var(values[1:], ddof=1) / 3)
-    assert drawn == pytest.approx((max(means) - min(means)) / 2)
+    row = compare(same[:2], same[2:], resamples=200_000).rows["IoU/body"]
+    a, b = np.array(values[:2]), np.array(values[2:])
+    assert row.difference == pytest.approx(b.mean() - a.mean())
+    error = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2 * (1 / 2 + 1 / 2))
+    assert (row.high - row.low) / 2 == pytest.approx(4.303 * error, rel=0.03)  # t of 2 degrees
+    alone = compare(same[:1], same[2:], resamples=200_000).rows["IoU/body"]
+    error = b.std(ddof=1) * np.sqrt(1 + 1 / 2)
+    assert (alone.high - alone.low) / 2 == pytest.approx(12.71 * error, rel=0.1)  # of one
+
+
+@pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (1, 4)])
+def test_equal_recipes_seldom_differ(seeds: tuple[int, int]) -> None:
+    """Seeds drawn from one distribution: about one comparison in twenty is called better or worse."""
+    from spark_seg.evaluation.compare import _seed_noise, standard_error
+
+    rng = np.random.default_rng(0)
+    noise, called = _seed_noise(sum(seeds) - 2, 4000, 0), 0
+    for _ in range(2000):
+        a, b = rng.normal(size=seeds[0]), rng.normal(size=seeds[1])
+        drawn = b.mean() - a.mean() + noise * standard_error(a.tolist(), b.tolist())
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        called += low > 0 or high < 0
+    assert 0.03 < called / 2000 < 0.07
 
 
 def test_every_side_of_a_comparison_needs_a_run():

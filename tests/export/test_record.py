@@ -11,6 +11,7 @@ from spark_seg.config import load_config
 from spark_seg.engine.checkpoints import save_safetensors
 from spark_seg.errors import UserError
 from spark_seg.export.record import RECORD, add_entries, checked_entry, read_entries
+from spark_seg.submission.run import weights_digest
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def made(tmp_path: Path) -> tuple[Path, Any, Path]:
         {"format": "openvino-fp32", "file": "model.xml", "change": 0.0},
         {"format": "openvino-bf16", "file": "model.xml", "change": -0.9},
     ]
-    add_entries(tmp_path, cfg, checkpoint, weights, rows)
+    add_entries(tmp_path, cfg, checkpoint, weights_digest(weights), rows)
     return tmp_path / "model.xml", cfg, checkpoint
 
 
@@ -79,6 +80,14 @@ def test_entries_of_other_files_stay(made: Any) -> None:
     (path.parent / "model.onnx").write_bytes(b"onnx")
     cfg = load_config("segformer_b0_spark", {"image_size": 640})
     rows = [{"format": "onnx", "file": "model.onnx", "change": None}]
-    add_entries(path.parent, cfg, checkpoint, {"w": torch.zeros(1)}, rows)
+    add_entries(path.parent, cfg, checkpoint, "other", rows)
     sizes = {name: entry["image_size"] for name, entry in read_entries(path.parent).items()}
     assert sizes == {"model.xml": 512, "model.onnx": 640}
+
+
+def test_weights_in_short_types_have_a_digest() -> None:
+    digests = {
+        weights_digest({"w": torch.ones(3, dtype=dtype)})
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    }
+    assert len(digests) == 3
