@@ -14,6 +14,7 @@ from spark_seg.engine.failures import forget_first, recorded
 from spark_seg.engine.folder import newest_whole, require_whole
 from spark_seg.engine.launch import first_process, from_first, start_process_group, this_process
 from spark_seg.errors import UserError
+from spark_seg.models.compiling import require_compilable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -51,6 +52,7 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
             "DeepSpeed, or start without torchrun and srun"
         )
     require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
+    require_compilable(cfg, int(cfg.get("zero_stage", 0)) if strategy == "deepspeed" else 0, True)
     first_process(forget_first, cfg.work_dir)
     # One process decides for all: a network file system may show each of them something else.
     source = from_first(first_process(find_resume, cfg.work_dir, resume))
@@ -102,7 +104,11 @@ def _look_at_data(cfg: "Config") -> None:
             dataset = DATASETS.build({**cfg[name]["dataset"], "lazy_init": True})
             if name == "train_dataloader" and hasattr(dataset, "require_use_of_cache"):
                 dataset.require_use_of_cache()
-            dataset.list_frames()
+            frames, batch = len(dataset.list_frames()), int(cfg[name].get("batch_size", 1))
+            if name == "train_dataloader" and frames < batch:
+                raise UserError(
+                    f"batch_size={batch} is more than the {frames} frames: make it smaller"
+                )
 
 
 def describe_model(cfg: "Config", weights: bool = False) -> dict[str, str]:

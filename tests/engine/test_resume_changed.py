@@ -128,6 +128,7 @@ def test_adam_and_adamw_keep_the_same_state(tree: Path, tmp_path: Path) -> None:
     [
         (dict(pretrained="imagnet"), "did you mean 'imagenet'"),
         (dict(pretrained="nowhere.pth"), "nowhere.pth"),
+        (dict(batch_size=9), "batch_size=9 is more than the 8 frames"),
     ],
 )
 def test_a_former_run_stays_where_it_is_when_the_next_cannot_begin(
