@@ -58,7 +58,7 @@ def judge(name: str, registry: str, config: Any) -> None:
     except (TypeError, KeyError, ValueError, AttributeError, AssertionError) as error:
         if "unexpected keyword argument" not in str(error):  # named by `check_arguments`
             raise UserError(
-                f"{name}: a value is missing or of the wrong type ({_short(error)})"
+                f"{name}: a value is of the wrong type, or missing ({_short(error)})"
             ) from None
 
 
