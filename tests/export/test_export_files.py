@@ -11,6 +11,7 @@ import tiny
 import torch
 
 import spark_seg.register  # noqa: F401
+from spark_seg.cli import infer as infer_options
 from spark_seg.cli.export import main as export_main
 from spark_seg.cli.infer import main as infer_main
 from spark_seg.engine.checkpoints import save_safetensors
@@ -169,6 +170,16 @@ def test_missing_files_and_precisions(tmp_path):
 def test_options_without_effect(options):
     with pytest.raises(UserError):
         infer_main(["segformer_b0_spark.py", "--out", "o", *options])
+
+
+def test_what_a_backend_does_not_use_is_named(cfg):
+    from argparse import Namespace
+
+    assert infer_options.unused(Namespace(strategy="deepspeed"), {}) == []
+    found = infer_options.unused(
+        Namespace(strategy="single"), {"compile": True, "precision": "bf16"}
+    )
+    assert found == ["--strategy", "compile", "precision=bf16"]
 
 
 def test_a_format_that_is_not(tmp_path):
