@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from spark_seg.evaluation.compare import Comparison, Difference
 
 MAIN = "spark/score"
+_ONE_EACH = (
+    "one training each: what their seeds do is not counted (several of each: A1 A2 --to B1 B2)"
+)
 _SHOWN = (
     MAIN,
     "spark/body",
@@ -105,7 +108,7 @@ def report_lines(
         f"A: {name_a}",
         f"B: {name_b}",
         ", ".join([shared, *alone]) + ("; those are left out" if alone else ""),
-        *(seeds if several else []),
+        *(seeds if several else [_ONE_EACH]),
         "",
         *grid(rows),
         "scores in percent, NLL in nats; lower is better for ECE and NLL",

@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for name in args.formats:
         if name not in FORMATS:
-            raise UserError(f"--formats {name}: no such format{nearest(name, FORMATS)}")
+            hint = nearest(name.lower(), FORMATS)
+            raise UserError(f"--formats {name}: there are {', '.join(FORMATS)}{hint}")
     if args.frames < 1 or (args.calibrate is not None and args.calibrate < 1):
         raise UserError("--frames and --calibrate want 1 or more")
     if args.calibrate is not None and "openvino-int8" not in args.formats:

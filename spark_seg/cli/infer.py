@@ -85,7 +85,6 @@ def main(argv: list[str] | None = None) -> int:
             args.backend_precision or "fp32",
             exported=args.exported,
             trust=args.trust_checkpoint,
-            named=args.checkpoint is not None,
         )
     with recorded(args.out):
         writer = infer(

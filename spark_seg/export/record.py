@@ -1,4 +1,4 @@
-"""`export.json`: what each file of a folder was made of, so that none predicts in place of another model unnoticed."""
+"""`export.json`: what each file of a folder was made of, so that none predicts in place of another model."""
 
 import json
 import sys
@@ -62,7 +62,7 @@ def read_entries(folder: Path) -> dict[str, Any]:
 
 
 def checked_entry(
-    path: Path, cfg: "Config", checkpoint: str | Path | None, named: bool, trust: bool, fmt: str
+    path: Path, cfg: "Config", checkpoint: str | Path | None, trust: bool, fmt: str
 ) -> dict[str, Any]:
     """The entry of a file that shall predict.
 
@@ -70,7 +70,6 @@ def checked_entry(
         path: The file.
         cfg: As from `load_config`.
         checkpoint: What the user believes it to be made of; None where nothing says so.
-        named: Whether the user named the checkpoint, which must then be the file's; else one is told of a difference.
         trust: Whether the checkpoint may be unpickled without restriction.
         fmt: The format that predicts; told of where its check was bad.
 
@@ -95,10 +94,10 @@ def checked_entry(
         from spark_seg.submission.run import weights_digest
 
         if weights_digest(load_state_dict(checkpoint, trust)) != entry["weights"]:
-            told = f"{path} was exported from {entry['checkpoint']}, whose weights are not those of {checkpoint}"
-            if named:
-                raise UserError(f"{told}: export again, or leave the checkpoint out")
-            print(f"warning: {told}; the file predicts", file=sys.stderr)
+            raise UserError(
+                f"{path} was exported from {entry['checkpoint']}, whose weights are not those of {checkpoint}: export "
+                "again, or name the checkpoint that it was made of"
+            )
     for row in entry["checks"]:
         if row["format"] == fmt and row["change"] is not None and row["change"] < -ALLOWED:
             print(

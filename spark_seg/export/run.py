@@ -220,7 +220,6 @@ def load_segmentor(
     precision: str,
     exported: str | None = None,
     trust: bool = False,
-    named: bool = True,
 ) -> ExportedSegmentor:
     """What predicts in the PyTorch model's place.
 
@@ -231,7 +230,6 @@ def load_segmentor(
         precision: Of the backend.
         exported: A folder that `export` wrote.
         trust: As for `export`.
-        named: Whether the user named the checkpoint; see `record.checked_entry`.
 
     Raises:
         UserError: A combination that is not offered; a file that the folder lacks, or of other weights.
@@ -251,7 +249,7 @@ def load_segmentor(
             raise UserError(
                 f"{folder} has no {path.name}: run tools/export.py with --formats {wanted}"
             )
-        entry = checked_entry(path, cfg, checkpoint, named, trust, wanted)
+        entry = checked_entry(path, cfg, checkpoint, trust, wanted)
         run = load_backend(path, backend, precision)
         identity = f"{backend} {precision} {entry['sha256']}"
         return ExportedSegmentor(run, entry["image_size"], identity)
