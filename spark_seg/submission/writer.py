@@ -151,7 +151,7 @@ class SubmissionWriter:
         if labels.ndim != 2 or labels.dtype != np.uint8:
             raise ValueError(f"labels are uint8 [H, W], not {labels.dtype} {list(labels.shape)}")
         data = pack(to_submission(labels, self.dtype))
-        write_bytes(self._npz / member, data, sync=False)
+        write_bytes(self._npz / member, data, sync=False, shared=True)
         self._done.add(member)
 
     def finish(self, progress: bool = False) -> Path:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -101,7 +102,9 @@ def test_disk_full_beside_the_loop(tmp_path: Path) -> None:
 
     writer = SubmissionWriter(tmp_path, NAMES)
     metric = SubmissionMetric(writer)
-    (tmp_path / "npz" / "test_00003_layer.npz.tmp").symlink_to("/dev/full")
+    (
+        tmp_path / "npz" / f"{socket.gethostname()}.{os.getpid()}.test_00003_layer.npz.tmp"
+    ).symlink_to("/dev/full")
     with pytest.raises(UserError, match="no room left while writing") as error:
         predict(metric, NAMES)
     assert "\n" not in str(error.value)
