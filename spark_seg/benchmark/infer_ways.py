@@ -167,7 +167,7 @@ class OursExported:
     ) -> None:
         import copy
 
-        from spark_seg.export.backends import ExportedSegmentor, load_backend
+        from spark_seg.export.backends import ExportedSegmentor, default_streams, load_backend
         from spark_seg.export.graph import Graph, export_onnx, save_openvino, to_openvino
 
         self.cfg, self.images = copy.deepcopy(cfg), images
@@ -178,8 +178,8 @@ class OursExported:
                 path = save_openvino(to_openvino(graph, size), path)
             else:
                 path = export_onnx(graph, size, path.with_suffix(".onnx"))
-            run = load_backend(path, backend, precision)
-        self.segmentor = ExportedSegmentor(run, size, "benchmark")
+            run = load_backend(path, backend, precision, default_streams())
+        self.segmentor = ExportedSegmentor(run, size, "benchmark", default_streams())
 
     def timed(self, folder: Path, count: int) -> tuple[float, float, Path]:
         from spark_seg.submission.metric import SubmissionMetric

@@ -17,6 +17,7 @@ from spark_seg.export.backends import (
     ExportedSegmentor,
     Runner,
     check_backend,
+    default_streams,
     load_backend,
 )
 from spark_seg.export.graph import (
@@ -240,7 +241,7 @@ def load_segmentor(
     _require_one_pass(cfg)
     require_plain(cfg)
     require(backend)
-    size = int(cfg.image_size)
+    size, streams = int(cfg.image_size), default_streams()
     wanted = "onnx" if backend == "onnxruntime" else f"openvino-{precision}"
     if exported is not None:
         folder = Path(exported)
@@ -250,9 +251,9 @@ def load_segmentor(
                 f"{folder} has no {path.name}: run tools/export.py with --formats {wanted}"
             )
         entry = checked_entry(path, cfg, checkpoint, trust, wanted)
-        run = load_backend(path, backend, precision)
+        run = load_backend(path, backend, precision, streams)
         identity = f"{backend} {precision} {entry['sha256']}"
-        return ExportedSegmentor(run, entry["image_size"], identity)
+        return ExportedSegmentor(run, entry["image_size"], identity, streams)
     if checkpoint is None:
         raise ValueError("there is a checkpoint, or an exported file")
     if precision == "int8":
@@ -270,8 +271,9 @@ def load_segmentor(
             path = export_onnx(graph, size, Path(name) / _FILES["onnx"])
         else:
             path = write_openvino(graph, size, Path(name), precision, cfg, CALIBRATION)
-        run = load_backend(path, backend, precision)
-    return ExportedSegmentor(run, size, f"{backend} {precision} {size} {digest} {cfg.model}")
+        run = load_backend(path, backend, precision, streams)
+    identity = f"{backend} {precision} {size} {digest} {cfg.model}"
+    return ExportedSegmentor(run, size, identity, streams)
 
 
 def _file_of(backend: str, precision: str) -> str:

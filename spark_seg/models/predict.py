@@ -18,9 +18,11 @@ class Segmentor(Protocol):
     Attributes:
         identity: Names all that the logits depend on (a digest of the exported file, the backend, its precision). An
             interrupted inference is continued only by a segmentor of the same identity.
+        streams: So many batches may be predicted at a time, each in a thread of the caller's.
     """
 
     identity: str
+    streams: int
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """A batch as the test pipeline packs it -> logits [N, C, h, w], floating point, on any device.

@@ -3,10 +3,12 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spark_seg.engine.launch import (
     first_process,
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from spark_seg.models.predict import Segmentor
     from spark_seg.submission.metric import SubmissionMetric
+
+_T = TypeVar("_T")
 
 
 def infer(
@@ -146,7 +150,7 @@ def predict_through(segmentor: "Segmentor", dataloader: dict, metric: "Submissio
     Args:
         segmentor: Pictures to logits.
         dataloader: The loader's config; its dataset's pipeline ends in `PackSegInputs`.
-        metric: What takes the labels; `no evaluator is needed around it.
+        metric: What takes the labels; no evaluator is needed around it.
     """
     import torch
 
@@ -155,12 +159,20 @@ def predict_through(segmentor: "Segmentor", dataloader: dict, metric: "Submissio
     from spark_seg.progress import Progress
 
     loader = SparkRunner.build_dataloader(dataloader)
-    with Progress(len(loader.dataset), "infer") as progress:  # type: ignore[arg-type]
-        for batch in loader:
+
+    def predict(batch: dict) -> "tuple[dict, torch.Tensor]":
+        with torch.inference_mode():
+            return batch, segmentor(batch["inputs"])
+
+    with (
+        Progress(len(loader.dataset), "infer") as progress,  # type: ignore[arg-type]
+        ThreadPoolExecutor(segmentor.streams, "streams") as pool,
+    ):
+        # one more than are computed at a time: no stream waits for this thread
+        for batch, logits in ahead(pool, predict, loader, segmentor.streams + 1):
             samples = batch["data_samples"]
+            sizes = [sample.metainfo["ori_shape"][:2] for sample in samples]
             with torch.inference_mode():
-                logits = segmentor(batch["inputs"])
-                sizes = [sample.metainfo["ori_shape"][:2] for sample in samples]
                 found = labels_from_logits(logits, sizes)
             metric.process(
                 batch,
@@ -171,6 +183,23 @@ def predict_through(segmentor: "Segmentor", dataloader: dict, metric: "Submissio
             )
             progress.update(len(samples))
     metric.evaluate(len(loader.dataset))  # type: ignore[arg-type]
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Any], _T], items: Iterable[Any], count: int
+) -> Iterator[_T]:
+    """The function's results in the items' order, of which `count` are begun before they are asked for."""
+    waiting: deque[Future[_T]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def weights_digest(weights: "Mapping[str, torch.Tensor]") -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,18 @@ def test_backends(model, onnx_file, backend, precision, limit, tmp_path):
         assert far(ours.numpy(), theirs) < limit
     with pytest.raises(UserError, match="takes 64 x 64 pixels"):
         segmentor(list(example(96, True)))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_several_calls_at_a_time(model, onnx_file, backend):
+    """More of them than streams, with batches of three sizes, of which two are kept compiled."""
+    pytest.importorskip(backend)
+    run = load_backend(onnx_file, backend, streams=2)
+    pictures = [example(SIZE, True, batch) for batch in (1, 2, 1, 3, 2, 1, 3, 1)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: run(x.numpy()), pictures))
+    for ours, picture in zip(found, pictures, strict=True):
+        assert far(ours, expected(model, picture)) < 1e-5
 
 
 def test_missing_files_and_precisions(tmp_path):

@@ -1,6 +1,10 @@
 """A whole inference: what its resumption depends on, and another segmentor in the model's place."""
 
+import itertools
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from spark_seg.errors import UserError
-from spark_seg.submission.run import infer
+from spark_seg.submission.run import ahead, infer
 
 
 class Bright:
     """A network of one rule: bright is body, blue is panel; logits at a quarter of the size."""
 
     identity = "bright"
+    streams = 1
 
     def __call__(self, inputs: Any) -> torch.Tensor:
         batch = torch.stack(list(inputs)).float()
@@ -60,6 +65,48 @@ def test_a_segmentor_takes_the_models_place(tree: Path, tmp_path: Path, batch: i
         np.testing.assert_array_equal(array[..., 2], labels == 2)
         assert array[..., 0].any()
         assert array[..., 2].any()
+
+
+class Meets(Bright):
+    """Lets no batch go before another one is in here with it; those that came later are done first."""
+
+    streams = 2
+
+    def __init__(self) -> None:
+        self.gate = threading.Barrier(2)
+        self.begun = itertools.count()
+
+    def __call__(self, inputs: Any) -> torch.Tensor:
+        number = next(self.begun)
+        self.gate.wait(30)
+        time.sleep(0.02 * (number % 2 == 0))
+        return super().__call__(inputs)
+
+
+def test_batches_that_are_predicted_at_a_time_keep_their_names(tmp_path: Path) -> None:
+    tree = tiny.make_tree(tmp_path / "tree", train=1, val=1, test=6)
+    cfg = tiny.tiny_config(tree, tmp_path / "run")
+    one = infer(cfg, None, tmp_path / "one", segmentor=Bright()).zip_path.read_bytes()
+    assert infer(cfg, None, tmp_path / "two", segmentor=Meets()).zip_path.read_bytes() == one
+
+
+def test_what_is_asked_for_ahead_comes_in_order_and_ends_with_the_first_error() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 5:
+            raise UserError("five")
+        time.sleep(0.001 * (item % 3))
+        return item * item
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(ahead(pool, work, range(5), 4)) == [0, 1, 4, 9, 16]
+        begun.clear()
+        found: list[int] = []
+        with pytest.raises(UserError, match="five"):
+            found.extend(ahead(pool, work, range(100), 4))
+    assert len(begun) <= 12
 
 
 class Stops(Bright):
