@@ -6,6 +6,8 @@ PackSegInputs, SegDataPreProcessor. Ours is the default recipe. All files are in
 """
 
 import argparse
+import itertools
+import shutil
 import statistics
 import tempfile
 import time
@@ -45,6 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--jpeg-kb",
         type=float,
         help="write the rendered frames again, at the JPEG quality whose mean size comes nearest to this",
+    )
+    add(
+        "--pictures",
+        metavar="DIR",
+        help="take this folder's JPEGs, of 1024 px, in place of the rendered ones (the rendered masks stay)",
     )
     add("--split", default="train", help="of the tree (default: train)")
     add("--frames", type=int, default=24, help="how many frames take turns (default: 24)")
@@ -195,6 +202,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UserError(
             "--jpeg-kb is for rendered frames, and above 0: leave it or --data-root out"
         )
+    if args.pictures and (args.jpeg_kb is not None or args.data_root):
+        raise UserError("--pictures: leave --jpeg-kb and --data-root out")
     import cv2
     import torch
 
@@ -217,7 +226,7 @@ def _one_size(args: argparse.Namespace, size: int, folder: Path) -> list[dict[st
     from spark_seg.datasets.layout import find_root, list_frames
     from spark_seg.datasets.spark import take_subset
 
-    root = find_root(args.data_root or _rendered(folder, args.frames, args.jpeg_kb))
+    root = find_root(args.data_root or _rendered(folder, args))
     frames = list_frames(root, args.split)
     frames = take_subset(frames, min(args.frames, len(frames)))
     jpeg = statistics.mean(Path(frame.image).stat().st_size for frame in frames)
@@ -238,17 +247,34 @@ def _one_size(args: argparse.Namespace, size: int, folder: Path) -> list[dict[st
     ]
 
 
-def _rendered(folder: Path, frames: int, kilobytes: float | None) -> str:
+def _rendered(folder: Path, args: argparse.Namespace) -> str:
     from spark_seg.datasets.demo import ensure_demo_data
 
     data = folder / "data"
-    if (
-        not data.exists()
-    ):  # once for all sizes: written again, frames would be others than the cache's
-        ensure_demo_data(str(data), images=frames, val=1, test=1)
-        if kilobytes is not None:
-            encode_anew(sorted((data / "images").glob("*/train/*.jpg")), kilobytes)
+    if data.exists():  # once for all sizes: written again, frames would be others than the cache's
+        return str(data)
+    pictures = _pictures(args.pictures, args.frames) if args.pictures else None
+    ensure_demo_data(str(data), images=args.frames, val=1, test=1)
+    files = sorted((data / "images").glob("*/train/*.jpg"))
+    if args.jpeg_kb is not None:
+        encode_anew(files, args.jpeg_kb)
+    for file, picture in zip(files, itertools.cycle(pictures or ())):
+        shutil.copyfile(picture, file)
     return str(data)
+
+
+def _pictures(folder: str, most: int) -> list[Path]:
+    """A folder's first JPEGs, which are to be as large as the rendered frames."""
+    from spark_seg.datasets.jpeg import jpeg_info
+
+    found = sorted(Path(folder).glob("*.jpg"))[:most]
+    if not found:
+        raise UserError(f"--pictures {folder}: no .jpg in it")
+    for path in found:
+        info = jpeg_info(path.read_bytes())
+        if info is None or (info.width, info.height) != (1024, 1024):
+            raise UserError(f"--pictures: {path} is no JPEG of 1024 x 1024 pixels")
+    return found
 
 
 def encode_anew(files: Sequence[Path], kilobytes: float) -> int:

@@ -1,7 +1,7 @@
 """Masks decoded once, and pictures kept at half size: what a training reads instead of the original files.
 
     <cache folder>/labels/<Satellite>/<split>/00000.pack     masks as run lengths of class indices, 5 kB a frame
-    <cache folder>/half/...                                  pictures at half size as JPEG of quality 95
+    <cache folder>/half/...                                  pictures at half size as JPEG of quality 92
     <cache folder>/half_raw/...                              the same as bare pixels, 768 kB a frame of 1024 px
 
 A record is used only while its source file has the size and time of when it was made, or else the same content
@@ -25,7 +25,7 @@ from spark_seg.errors import UserError, nearest
 CHOICES = ("labels", "labels+half", "labels+half_raw")
 """What the config's `cache` may be beside None and `auto`, which is `labels` where the cache can be written."""
 
-RULES = {"labels": "1", "half": "1", "half_raw": "1"}
+RULES = {"labels": "1", "half": "2", "half_raw": "1"}
 """Version of how each kind is made: raised when `spark_seg.labels` or the halving changes its results."""
 
 SHARD = 512

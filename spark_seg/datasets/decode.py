@@ -63,18 +63,32 @@ def decode_image(
         if decoder is not None:
             try:
                 height, width = size or decoder.decode_jpeg_header(data)[:2]
+                height, width = -(-height // reduce), -(-width // reduce)
                 return decoder.decode_jpeg(
                     data,
                     "BGRA" if alpha else "BGR",
-                    min_height=-(-height // reduce),
-                    min_width=-(-width // reduce),
+                    min_height=height,
+                    min_width=width,
                     min_factor=1 if reduce == 1 else reduce,
+                    buffer=_kept_in_cache(4 * height * width) if alpha else None,
                 )
             except ValueError:
                 pass  # CMYK, or bytes after a damage: OpenCV is the judge
         return decode(data, name, _FLAGS[reduce] | cv2.IMREAD_IGNORE_ORIENTATION)
     img = decode(data, name, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return img if reduce == 1 else average_blocks(img, reduce)
+
+
+def _kept_in_cache(size: int) -> np.ndarray:
+    """A buffer for libjpeg-turbo that begins between multiples of 32 bytes.
+
+    Rows that begin at such multiples it writes past the processor's caches (`vmovntdq`, libjpeg-turbo's
+    simd/x86_64/jdcolext-avx2.asm), and a warp, which reads along other lines than rows, then waits for memory at
+    each of them: 1.5 to 2.3 ms for a picture of 512 x 512 pixels instead of 0.7.
+    """
+    buffer = np.empty(size + 32, np.uint8)
+    start = (16 - buffer.ctypes.data) % 32
+    return buffer[start : start + size]
 
 
 def average_blocks(img: np.ndarray, side: int) -> np.ndarray:

@@ -52,7 +52,7 @@ class SparkDataset(BaseSegDataset):
         lazy_init: As mmengine's: list the frames on first use only.
         cache: `labels` reads masks decoded once, the same labels in a hundredth of the time; `auto` does so where the
             cache is there or can be written, and else says once that it cannot; with a subset it makes none;
-            `labels+half` and `labels+half_raw` also take pictures at half size (JPEG of quality 95, or bare) where
+            `labels+half` and `labels+half_raw` also take pictures at half size (JPEG of quality 92, or bare) where
             the pipeline's `LoadSparkImage` may `reduce`. What is missing is made on first use, by this process
             together with any other that needs it; a file that changed since is read itself. None: none.
         cache_dir: The cache's folder, one for each tree; None: `.spark_cache` inside the tree.

@@ -1,6 +1,7 @@
 """`benchmark.py data`: rows of one form, over a small tree."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -45,15 +46,33 @@ def test_frames_of_a_wanted_size(tmp_path):
 
 
 def test_all_sizes_take_the_same_frames(tmp_path):
-    data = Path(_rendered(tmp_path, 1, 100.0))
+    args = Namespace(frames=1, jpeg_kb=100.0, pictures=None)
+    data = Path(_rendered(tmp_path, args))
     (frame,) = data.glob("images/*/train/*.jpg")
     written = frame.read_bytes()
     assert len(written) == pytest.approx(100e3, rel=0.15)
-    assert _rendered(tmp_path, 1, 100.0) == str(data)
+    assert _rendered(tmp_path, args) == str(data)
     assert frame.read_bytes() == written
 
 
+def test_pictures_take_the_rendered_ones_place(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    args = Namespace(frames=2, jpeg_kb=None, pictures=str(folder))
+    with pytest.raises(UserError, match=r"no \.jpg in it"):
+        _rendered(tmp_path, args)
+    cv2.imwrite(str(folder / "a.jpg"), np.full((1024, 1024, 3), 77, np.uint8))
+    data = Path(_rendered(tmp_path, args))
+    frames = list(data.glob("images/*/train/*.jpg"))
+    assert [frame.read_bytes() for frame in frames] == [(folder / "a.jpg").read_bytes()] * 2
+    cv2.imwrite(str(folder / "b.jpg"), np.full((512, 1024, 3), 77, np.uint8))
+    with pytest.raises(UserError, match=r"b\.jpg is no JPEG of 1024 x 1024"):
+        _rendered(tmp_path / "other", args)
+
+
 def test_options_that_make_no_sense():
+    with pytest.raises(UserError, match="--pictures: leave --jpeg-kb and --data-root out"):
+        main(["data", "--jpeg-kb", "100", "--pictures", "somewhere"])
     with pytest.raises(UserError, match="--jpeg-kb is for rendered frames"):
         main(["data", "--jpeg-kb", "100", "--data-root", "somewhere"])
     with pytest.raises(UserError, match="--sizes 32 or more"):

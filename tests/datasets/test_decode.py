@@ -33,6 +33,30 @@ def jpeg(img: np.ndarray, *options: int) -> bytes:
     return cv2.imencode(".jpg", img, list(options))[1].tobytes()
 
 
+def test_pictures_that_are_warped_are_written_through_the_processors_caches(monkeypatch):
+    """libjpeg-turbo goes past them where rows begin at multiples of 32 bytes, and the warp then waits for memory."""
+    simplejpeg = pytest.importorskip("simplejpeg")
+
+    class Spy:
+        decode_jpeg_header = staticmethod(simplejpeg.decode_jpeg_header)
+
+        @staticmethod
+        def decode_jpeg(*args, **options):
+            img = simplejpeg.decode_jpeg(*args, **options)
+            starts.append(img.ctypes.data % 32)
+            return img
+
+    starts: list[int] = []
+    monkeypatch.setattr(module, "fast_decoder", lambda: Spy)
+    data = jpeg(picture(128, 160))
+    expected = decode(data, "x", FLAGS[1])
+    for _ in range(5):
+        four = decode_image(data, "x", alpha=True)
+        assert four.shape == (128, 160, 4)
+        np.testing.assert_array_equal(four[..., :3], expected)
+    assert starts == [16] * 5
+
+
 @pytest.fixture
 def without_simplejpeg(monkeypatch):
     monkeypatch.setattr(module, "fast_decoder", lambda: None)

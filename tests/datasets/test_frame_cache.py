@@ -71,7 +71,7 @@ def test_samples_are_the_same_with_cached_labels(spark_tree, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["half", "half_raw"])
 def test_half_size_pictures(make_spark_tree, kind):
-    """From a picture at half size a sample at that size differs by what halving and q95 take, the labels not."""
+    """From a picture at half size a sample at that size differs by what halving and the JPEG take, the labels not."""
     root = make_spark_tree(size=128)
     rng = np.random.default_rng(0)
     for frame in list_frames(root, "train"):  # smooth pictures, as frames are
@@ -84,14 +84,14 @@ def test_half_size_pictures(make_spark_tree, kind):
         assert b["ori_shape"] == (128, 128)
         np.testing.assert_array_equal(a["gt_seg_map"], b["gt_seg_map"])
         off = np.abs(a["img"].astype(int) - b["img"])[3:-3, 3:-3]
-        assert off.mean() < 3
+        assert off.mean() < (4 if kind == "half" else 3)
     # bare pixels are those that the JPEG gives when it is decoded at half size
     reduced = SparkDataset(str(root), "train", pipeline=steps(reduce=1.25))
     off = [np.abs(sample(reduced, k)["img"].astype(int) - sample(half, k)["img"]) for k in range(9)]
     if kind == "half_raw":
         assert not np.any(off)
     else:
-        assert 0 < np.mean(off) < 3
+        assert 0 < np.mean(off) < 4
 
 
 def test_auto_makes_labels_but_not_for_a_trial_with_few_frames(spark_tree):
