@@ -130,6 +130,7 @@ class Ways:
             RuntimeError: As `Apart.ask`; in one process what `make` raises.
         """
         if not self._apart:
+            _free()  # what those of the time before held
             return {way: self._make(way, *given) for way in ways}
         for name, process in list(self._processes.items()):
             if process.ended():  # the system takes one's process where its memory does not suffice
@@ -143,6 +144,14 @@ class Ways:
             keep = name not in self._foreign
             self._processes[name] = Apart(self._make, keep, self._threads)
         return self._processes[name]
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()  # models hold themselves in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _serve(there: Any, make: Callable[..., Any], keep_memory: bool, threads: int | None) -> None:
@@ -179,7 +188,7 @@ def _do(lanes: dict[str, Lane], make: Callable[..., Any], verb: str, *rest: Any)
         lanes[name] = Lane(make(name, *given))
     elif verb == "forget":
         lanes.clear()
-        gc.collect()  # models hold themselves in circles
+        _free()
     elif verb == "warm":
         lanes[rest[0]].warm()
     else:

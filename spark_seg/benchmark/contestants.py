@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spark_seg.errors import UserError, nearest
@@ -185,6 +185,40 @@ def is_apart(args: argparse.Namespace, device: str) -> bool:
     if args.together and device != "cpu":
         raise UserError("--together is for the CPU; on a GPU all ways run in one process anyway")
     return device == "cpu" and not args.together
+
+
+def sweep(
+    batches: Iterable[int],
+    ways: Sequence[str],
+    base: str,
+    measure: Callable[[Sequence[str], int], dict[str, dict[str, float]]],
+) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
+    """Races at every size of batch, the smallest first.
+
+    A way that runs out of memory is tried again with half the batch, and so on, beside whom it is compared with, until
+    it fits or a size is reached that it was measured at before; larger batches go on without it.
+
+    Args:
+        batches: Images at a time.
+        ways: Who competes.
+        base: Whom the others are compared with.
+        measure: `measure(ways, batch)` races them; returns those that fit, as `timing.race`.
+
+    Yields:
+        `(batch, what measure returned)`.
+    """
+    racing, before = list(ways), 0
+    for batch in sorted(set(batches)):
+        size, trying = batch, list(racing)
+        while trying and size > before:
+            found = measure(trying, size)
+            yield size, found
+            lost = [way for way in trying if way not in found]
+            racing = [way for way in racing if way not in lost]
+            trying, size = lost, size // 2
+            if lost and size > before and base not in lost and base in found:
+                trying = [base, *lost]
+        before = batch
 
 
 def some(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ precision, as fp32 is nobody's choice there).
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spark_seg.errors import UserError
@@ -71,21 +71,33 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
             for size in args.sizes:
                 flops = count_flops(contestants.stock_model(variant).eval(), size)
                 for case in args.cases:
-                    for batch in args.batches:
-                        names = _names(impls, case, device)
-                        calls = ways.calls(names, variant, case, size, batch, device)
-                        found = race(calls, args.repeat, cuda=cuda)
-                        about = {"case": case, "variant": variant, "size": size, "batch": batch}
-                        rows += _rows(about, found, flops, device)
+                    names = _names(impls, case, device)
+                    base = _BASE if _BASE in names else "stock"
+                    about = {"case": case, "variant": variant, "size": size}
+
+                    def measure(
+                        names: Sequence[str], batch: int, about: dict[str, Any] = about
+                    ) -> dict[str, dict[str, float]]:
+                        calls = ways.calls(
+                            names, about["variant"], about["case"], about["size"], batch, device
+                        )
+                        return race(calls, args.repeat, cuda=cuda)
+
+                    for batch, found in contestants.sweep(args.batches, names, base, measure):
+                        rows += _rows({**about, "batch": batch}, found, base, flops, device)
     return contestants.some(rows)
 
 
 def _rows(
-    about: dict[str, Any], found: dict[str, dict[str, float]], flops: int, device: str
+    about: dict[str, Any],
+    found: dict[str, dict[str, float]],
+    compared: str,
+    flops: int,
+    device: str,
 ) -> list[dict[str, Any]]:
     from spark_seg.benchmark.contestants import utilisation
 
-    base = found.get(_BASE if _BASE in found else "stock")
+    base = found.get(compared)
     rows = []
     for impl, stats in found.items():
         batch, median = about["batch"], stats["median_ms"]

@@ -6,7 +6,7 @@ compares with mmseg in the row's own precision.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 PURPOSE = "a training step on images in memory, against stock mmseg and Hugging Face"
@@ -61,27 +61,39 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
             for size in args.sizes:
                 flops = 3 * count_flops(contestants.stock_model(variant), size)
                 for case in args.cases:
-                    for batch in args.batches:
-                        calls = ways.calls(impls, variant, case, size, batch, device)
-                        found = race(calls, args.repeat, cuda=cuda)
-                        base = found.get("stock")
-                        for impl, stats in found.items():
-                            median, peak = stats["median_ms"], stats["peak_mb"]
-                            rows.append(
-                                {
-                                    "case": case,
-                                    "variant": variant,
-                                    "size": size,
-                                    "batch": batch,
-                                    "impl": impl,
-                                    **stats,
-                                    "images_per_s": 1e3 * batch / median,
-                                    "ratio_to_stock": base["median_ms"] / median if base else None,
-                                    "memory_to_stock": peak / base["peak_mb"] if base else None,
-                                    "mfu": contestants.utilisation(flops * batch, median, device),
-                                }
-                            )
+                    about = {"case": case, "variant": variant, "size": size}
+
+                    def measure(
+                        names: Sequence[str], batch: int, about: dict[str, Any] = about
+                    ) -> dict[str, dict[str, float]]:
+                        calls = ways.calls(
+                            names, about["variant"], about["case"], about["size"], batch, device
+                        )
+                        return race(calls, args.repeat, cuda=cuda)
+
+                    for batch, found in contestants.sweep(args.batches, impls, "stock", measure):
+                        rows += _rows({**about, "batch": batch}, found, flops, device)
     return contestants.some(rows)
+
+
+def _rows(
+    about: dict[str, Any], found: dict[str, dict[str, float]], flops: int, device: str
+) -> list[dict[str, Any]]:
+    from spark_seg.benchmark.contestants import utilisation
+
+    base, batch = found.get("stock"), about["batch"]
+    return [
+        {
+            **about,
+            "impl": impl,
+            **stats,
+            "images_per_s": 1e3 * batch / stats["median_ms"],
+            "ratio_to_stock": base["median_ms"] / stats["median_ms"] if base else None,
+            "memory_to_stock": stats["peak_mb"] / base["peak_mb"] if base else None,
+            "mfu": utilisation(flops * batch, stats["median_ms"], device),
+        }
+        for impl, stats in found.items()
+    ]
 
 
 def make(

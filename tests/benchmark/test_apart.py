@@ -4,10 +4,12 @@ import ctypes
 import os
 import platform
 import signal
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from spark_seg.benchmark.apart import Ways
+from spark_seg.benchmark.contestants import sweep
 from spark_seg.benchmark.timing import Lane, race
 from spark_seg.errors import UserError
 
@@ -85,6 +87,48 @@ MALLOC_SET = any(name.startswith("MALLOC_") for name in os.environ)
     MALLOC_SET or platform.libc_ver()[0] != "glibc",
     reason="not glibc, or the user set MALLOC_*",
 )
+def test_a_way_without_memory_enough_is_tried_with_smaller_batches(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    most = {"stock": 20, "ours": 70, "greedy": 3, "never": 0}
+    asked: list[tuple[int, list[str]]] = []
+
+    def measure(ways: Sequence[str], batch: int) -> dict[str, dict[str, float]]:
+        asked.append((batch, list(ways)))
+
+        def call(way: str) -> Callable[[], None]:
+            def run() -> None:
+                if batch > most[way]:
+                    raise RuntimeError("CUDA out of memory")
+
+            return run
+
+        return race({way: call(way) for way in ways}, repeat=1, warmup=1)
+
+    found = list(sweep([64, 8, 8, 128], list(most), "stock", measure))
+    assert asked == [
+        (8, ["stock", "ours", "greedy", "never"]),
+        (4, ["stock", "greedy", "never"]),
+        (2, ["stock", "greedy", "never"]),
+        (1, ["stock", "never"]),
+        (64, ["stock", "ours"]),  # who did not fit before is not asked again
+        (32, ["stock"]),
+        (16, ["stock"]),
+        (128, ["ours"]),
+    ]
+    assert [(batch, list(rows)) for batch, rows in found] == [
+        (8, ["stock", "ours"]),
+        (4, ["stock"]),
+        (2, ["stock", "greedy"]),
+        (1, ["stock"]),
+        (64, ["ours"]),
+        (32, []),
+        (16, ["stock"]),
+        (128, []),
+    ]
+    assert "greedy: out of memory" in capsys.readouterr().err
+
+
 def test_memory_is_kept_for_ours_alone() -> None:
     with Ways(kept, True, ["stock"], None) as ways:
         calls = ways.calls(["stock", "ours"])
