@@ -65,7 +65,7 @@ def test_every_command_runs(tmp_path: Path) -> None:
         words = shlex.split(os.path.expandvars(command.replace("$SPARK_DATA_ROOT", str(data))))
         assert words[0] == "python", command
         words[0] = sys.executable
-        if words[1] in ("tools/train.py", "tools/test.py", "tools/infer.py"):
+        if words[1] in ("tools/train.py", "tools/test.py", "tools/infer.py", "tools/export.py"):
             words += TINY
         if words[1] == "tools/browse_dataset.py":
             words += [*TINY, "image_size=96", "--count", "2", "--tile", "96"]
