@@ -158,7 +158,7 @@ def compete(impls: tuple[str, ...], named: bool, apart: bool, device: str) -> li
     """
     found = []
     for impl in impls:
-        package = "transformers" if impl.startswith("hf_") else impl
+        package = "transformers" if impl.startswith("hf_") else impl.split("_")[0]
         ours = impl.startswith(("stock", "ours"))
         why = None
         if not ours and not installed(package):
@@ -167,7 +167,7 @@ def compete(impls: tuple[str, ...], named: bool, apart: bool, device: str) -> li
             why = "--impls stock_kept: in one process it is stock; only on the CPU, without --together"
         elif impl == "ours_graphs" and device == "cpu":
             why = "--impls ours_graphs: CUDA graphs need a GPU"
-        elif impl in ("onnxruntime", "openvino") and device != "cpu":
+        elif impl.startswith(("onnxruntime", "openvino")) and device != "cpu":
             why = f"--impls {impl}: measured on the CPU only, add --device cpu"
         if why and named:
             raise UserError(why)

@@ -2,7 +2,8 @@
 
 They take turns; on the CPU each in a process of its own, where the C library's allocator is set as predictions of ours
 set it for our ways, and left alone for stock mmseg and Hugging Face (`stock_kept` is stock with our setting). Ours is
-what predictions run: accelerated, with frozen weights. `stock` in an `infer_bf16` row is mmseg under bf16 autocast;
+what predictions run: accelerated, with frozen weights. `openvino_streams` takes a batch as `tools/infer.py` does, one
+image a core. `stock` in an `infer_bf16` row is mmseg under bf16 autocast;
 `ratio_to_stock` compares with mmseg in fp32 in both cases, `stock_fp32` there (on a GPU: with mmseg in the row's own
 precision, as fp32 is nobody's choice there).
 """
@@ -15,7 +16,16 @@ from spark_seg.errors import UserError
 
 PURPOSE = "the network's forward pass, against stock mmseg and other runtimes"
 CASES = ("infer_fp32", "infer_bf16")
-IMPLS = ("stock", "stock_kept", "ours", "hf_eager", "hf_sdpa", "onnxruntime", "openvino")
+IMPLS = (
+    "stock",
+    "stock_kept",
+    "ours",
+    "hf_eager",
+    "hf_sdpa",
+    "onnxruntime",
+    "openvino",
+    "openvino_streams",
+)
 _BASE = "stock fp32"
 
 
@@ -140,7 +150,7 @@ def make(
     bf16 = case == "infer_bf16" and impl != _BASE
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     model: Any = contestants.stock_model(variant).eval()
-    if impl in ("onnxruntime", "openvino"):
+    if impl.startswith(("onnxruntime", "openvino")):
         return _exported(model, x, impl, "bf16" if bf16 else "fp32")
     if impl == "ours":
         model = contestants.fast_model(model)
@@ -158,19 +168,25 @@ def make(
     return forward
 
 
-def _exported(stock: Any, x: Any, backend: str, precision: str) -> Callable[[], Any]:
+def _exported(stock: Any, x: Any, impl: str, precision: str) -> Callable[[], Any]:
     import tempfile
+    from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
-    from spark_seg.export.backends import load_backend
+    from spark_seg.export.backends import default_streams, load_backend
     from spark_seg.export.graph import Graph, export_onnx, save_openvino, to_openvino
 
+    backend, _, several = impl.partition("_")
+    streams = default_streams() if several else 1
     graph, size = Graph(stock, normalise=False), x.shape[-1]
     with tempfile.TemporaryDirectory() as folder:
         if backend == "openvino":
             path = save_openvino(to_openvino(graph, size), Path(folder) / "model.xml")
         else:
             path = export_onnx(graph, size, Path(folder) / "model.onnx")
-        run = load_backend(path, backend, precision)
+        run = load_backend(path, backend, precision, streams)
     images = x.numpy()
-    return lambda: run(images)
+    if not several:
+        return lambda: run(images)
+    pool = ThreadPoolExecutor(streams)
+    return lambda: list(pool.map(run, images[:, None]))

@@ -104,6 +104,21 @@ def test_peak_memory_is_the_calls_own():
     assert found["none"]["peak_mb"] < 5
 
 
+def test_openvino_with_an_image_a_core(tmp_path):
+    pytest.importorskip("openvino")
+    from spark_seg.benchmark.model import make
+
+    one = make("openvino", "b0", "infer_fp32", 64, 3, "cpu")()
+    several = make("openvino_streams", "b0", "infer_fp32", 64, 3, "cpu")()
+    assert [logits.shape for logits in several] == [(1, 3, 16, 16)] * 3
+    file = tmp_path / "rows.json"
+    small = "model --variants b0 --sizes 64 --cases infer_fp32 --batches 2 --repeat 1".split()
+    assert main([*small, "--impls", "stock", "openvino_streams", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["impl"] for row in rows] == ["stock", "openvino_streams"]
+    assert one.shape == (3, 3, 16, 16)
+
+
 def test_what_is_lost():
     row = {"case": "infer_fp32", "variant": "b0", "size": 512, "batch": 1, "impl": "ours"}
     before = [{**row, "ratio_to_stock": 2.0}]
