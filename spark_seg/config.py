@@ -13,6 +13,7 @@ A config is mmengine's classic text config. Three things are added to `mmengine.
 
 import ast
 import copy
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from spark_seg.config_checks import (
 )
 from spark_seg.errors import UserError, UserFileNotFoundError, nearest
 from spark_seg.recipe import CHOICES, expand
+from spark_seg.recipe_checks import check_recipe
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -84,6 +86,10 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        pass
+    try:  # true, false and null inside of a group
+        return json.loads(text) if text[:1] in ("{", "[") else text
+    except ValueError:
         return text
 
 
@@ -132,6 +138,7 @@ def load_config(
     check_values(cfg)
     expand(cfg, options)
     check_arguments(cfg)
+    check_recipe(cfg)
     return cfg
 
 

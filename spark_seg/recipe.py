@@ -211,6 +211,7 @@ def _head(cfg: "Config", value: Any) -> None:
         options = {"channels": _PAPER_CHANNELS.get(cfg.get("variant"), 768)} | options
     for head in _parts(cfg.model, "loss_decode"):
         head.update({"type": HEADS[name]} | options)
+        judge("head", "MODELS", {**head, "loss_decode": LOSSES["ce"]})
 
 
 def _schedule(cfg: "Config", value: Any) -> None:
@@ -232,6 +233,10 @@ def _optimizer(cfg: "Config", value: Any) -> None:
     own = {k: cfg.betas if v == "$betas" else v for k, v in OPTIMIZERS[name].items()}
     base = dict(type=name, lr=cfg.lr, weight_decay=cfg.weight_decay)
     cfg.optim_wrapper.optimizer = base | own | options
+    import torch
+
+    weights = [torch.nn.Parameter(torch.zeros(2, 2))]
+    judge("optimizer", "OPTIMIZERS", {**cfg.optim_wrapper.optimizer, "params": weights})
 
 
 def _paramwise(key: str) -> Callable[["Config", Any], None]:

@@ -49,13 +49,15 @@ def judge(name: str, registry: str, config: Any) -> None:
     Raises:
         UserError: It cannot be built.
     """
+    import torch
     from mmseg import registry as registries
 
     try:
-        getattr(registries, registry).build(config)
+        with torch.random.fork_rng(devices=[]):  # what is built and dropped draws for nobody
+            getattr(registries, registry).build(config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except (TypeError, KeyError, ValueError, AttributeError, AssertionError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
         if "unexpected keyword argument" not in str(error):  # named by `check_arguments`
             raise UserError(
                 f"{name}: a value is of the wrong type, or missing ({_short(error)})"

@@ -74,8 +74,9 @@ class WeightedSampler(ResumableSampler):
 
     Args:
         dataset: A `SparkDataset`.
-        by: `satellite`: every satellite is seen equally often. `small`: frames whose craft covers less than `share` are
-            seen `factor` times as often as others. `panel`: likewise frames with panel. A list multiplies them.
+        by: `satellite`: every satellite is seen equally often. `small`: frames whose craft covers less than `share`
+            are seen `factor` times as often as others; a frame without one is such another. `panel`: likewise frames
+            with panel. A list multiplies them.
         factor: For `small` and `panel`, above 0; below 1 they are seen less often.
         share: For `small`, of the frame's pixels, 0 to 1. The median craft covers 0.09.
         shuffle, seed, round_up: As mmengine's.
@@ -111,8 +112,9 @@ class WeightedSampler(ResumableSampler):
 
             counts = counts_of(self.dataset)
             if "small" in self.by:
-                labelled = np.maximum(counts.sum(1), 1)
-                weights[counts[:, 1:].sum(1) < share * labelled] *= factor
+                craft, labelled = counts[:, 1:].sum(1), counts.sum(1)
+                # a frame without a craft, or whose mask cannot be read, has no small one
+                weights[(craft > 0) & (craft < share * labelled)] *= factor
             if "panel" in self.by:
                 weights[counts[:, 2] > 0] *= factor
         return weights / weights.mean()

@@ -226,6 +226,16 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: 
         )
     if head := head_difference(state, own):
         raise UserError(f"{path} has another decoder than the config builds: use it with {head}")
+    from spark_seg.models.convert import family_of
+
+    family = family_of(state)
+    if family is None and family_of(own) is not None:
+        raise UserError(f"{path} is no SegFormer: it holds {', '.join(sorted(state)[:3])}, ...")
+    if family != family_of(own):
+        raise UserError(
+            f"{path} has the names of {family}'s SegFormer, not ours: convert it with tools/convert.py, or start a "
+            f"training from it with pretrained={path}"
+        )
     kind, names = next(
         (k, n) for k, n in (("missing", missing), ("unknown", extra), ("misshapen", wrong)) if n
     )

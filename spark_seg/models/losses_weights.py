@@ -37,7 +37,7 @@ def check_weights(given: Any, classes: int) -> None:
 
 
 def class_weights(counts: np.ndarray, kind: str | dict[str, Any]) -> list[float]:
-    """Weights by how rare a class is, with mean 1 before they are capped.
+    """Weights by how rare a class is, capped, with mean 1 over the classes that occur.
 
     - `median_frequency` (Eigen & Fergus 2015, arXiv:1411.4734): the median of the classes' frequencies over each class'
       own, a frequency being the class' share of the pixels of those frames in which it occurs.
@@ -46,7 +46,8 @@ def class_weights(counts: np.ndarray, kind: str | dict[str, Any]) -> list[float]
 
     Args:
         counts: Pixels by frame and class, int [frames, C].
-        kind: The name, or a dict with it as `type` and `cap` (largest weight, default 10) or `beta` (default 0.999).
+        kind: The name, or a dict with it as `type` and `cap` (the largest weight over the smallest,
+            default 10) or `beta` (default 0.999).
 
     Returns:
         C floats, 0 for a class that does not occur.
@@ -65,8 +66,10 @@ def class_weights(counts: np.ndarray, kind: str | dict[str, Any]) -> list[float]
         if key not in known:
             raise UserError(f"class_weights: {name} takes no {key!r}{nearest(key, known)}")
     values: dict[str, Any] = {**known, **options}
-    if not values["cap"] > 0:
-        raise UserError(f"class_weights: cap={values['cap']} must be above 0")
+    if not values["cap"] >= 1:
+        raise UserError(
+            f"class_weights: cap={values['cap']} is the largest weight over the smallest, 1 or more"
+        )
     if name == "effective_number" and not 0 < values["beta"] < 1:
         raise UserError(f"class_weights: beta={values['beta']} must lie between 0 and 1")
     total = counts.sum(0).astype(np.float64)
@@ -81,5 +84,5 @@ def class_weights(counts: np.ndarray, kind: str | dict[str, Any]) -> list[float]
     else:
         frames = total[there] / max(1.0, float(counts.sum(1).mean()))
         weights[there] = (1 - values["beta"]) / -np.expm1(frames * np.log(values["beta"]))
-    weights *= there.sum() / weights.sum()
-    return [float(w) for w in np.minimum(weights, values["cap"])]
+    weights[there] = np.minimum(weights[there], values["cap"] * weights[there].min())
+    return [float(w) for w in weights * there.sum() / weights.sum()]

@@ -123,6 +123,22 @@ def test_windows_on_the_craft_hold_enough_of_it() -> None:
     assert min(found["focus"]) < 0.05 <= min(found["least"])
 
 
+def test_least_leaves_the_other_windows_where_they_fell() -> None:
+    """A fifth of the windows are asked onto the craft: `least` asks no others."""
+    shares = {}
+    for least in (0.0, 0.02):
+        seed(5)
+        warp = RandomWarp(128, rotation=20, crop=24, focus=0.2, least=least)
+        masks = [warp(sample(256, 256))["gt_seg_map"] for _ in range(300)]
+        shares[least] = np.mean([is_craft(mask).any() for mask in masks])
+    assert shares[0.02] == pytest.approx(shares[0.0], abs=0.08)
+    assert shares[0.0] < 0.8
+    seed(5)
+    everywhere = RandomWarp(128, rotation=20, crop=24, least=0.02)
+    masks = [everywhere(sample(256, 256))["gt_seg_map"] for _ in range(100)]
+    assert np.mean([is_craft(mask).any() for mask in masks]) > shares[0.0] + 0.1
+
+
 def test_least_gives_up_where_there_is_no_craft() -> None:
     empty = sample()
     empty["gt_seg_map"][:] = 0

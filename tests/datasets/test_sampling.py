@@ -74,6 +74,14 @@ def test_frames_come_by_their_weight(by: Any, options: dict, weights: list[int])
     assert [seen[i] / 400 for i in range(16)] == pytest.approx(expected, abs=0.12)
 
 
+def test_a_frame_without_a_craft_has_no_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = COUNTS.copy()
+    counts[5], counts[6] = [100, 0, 0], [0, 0, 0]  # no craft; a mask that cannot be read
+    monkeypatch.setattr(mask_counts, "counts_of", lambda dataset: counts)
+    weights = WeightedSampler(Frames(), "small", factor=4, share=0.05, seed=0).weights
+    assert weights / weights[-1] == pytest.approx([4] * 2 + [1] * 14)
+
+
 def test_epochs_differ_and_repeat() -> None:
     one, other = (WeightedSampler(Frames(), "satellite", seed=3) for _ in range(2))
     first = [int(i) for i in one]

@@ -50,6 +50,21 @@ def mismatch(model: nn.Module, state: State) -> str:
     return str(e.value)
 
 
+def test_weights_of_another_family(build: Callable[..., nn.Module]) -> None:
+    from spark_seg.models.convert import from_mmseg
+
+    model = build("b0")
+    encoder = {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")}
+    for family in ("nvlabs", "huggingface"):
+        told = mismatch(model, from_mmseg(encoder, family))
+        assert (
+            f"has the names of {family}'s SegFormer, not ours: convert it with tools/convert.py"
+            in told
+        )
+    told = mismatch(model, {"layer1.weight": torch.ones(2), "fc.bias": torch.ones(2)})
+    assert "x.pth is no SegFormer: it holds fc.bias, layer1.weight" in told
+
+
 def test_weights_of_another_variant(build: Callable[..., nn.Module]) -> None:
     told = mismatch(build("b0"), build("b1").state_dict())
     assert "is a SegFormer b1, the config builds b0" in told
@@ -69,7 +84,8 @@ def test_weights_that_lack_or_add_something(build: Callable[..., nn.Module]) -> 
     assert "1 unknown weights, first extra" in mismatch(model, {**state, "extra": torch.zeros(1)})
     key = "backbone.layers.0.1.0.norm1.weight"
     assert f"1 misshapen weights, first {key}" in mismatch(model, {**state, key: torch.zeros(9)})
-    assert "missing" in mismatch(model, {"other": torch.zeros(1)})
+    fewer = {k: v for k, v in state.items() if "layers.3" not in k}
+    assert "missing" in mismatch(model, fewer)
 
 
 def test_weights_that_fit_are_all_copied(build: Callable[..., nn.Module]) -> None:

@@ -138,7 +138,8 @@ class RandomWarp(BaseTransform):
             of SPARK; 1.0 never draws again.
         turns: Probability of turning the frame by a quarter, a half or three quarters, drawn evenly: 0.75 makes all
             four ways alike. Space knows no up. Drawn only where above 0.
-        least: A window with a smaller share of craft among its labelled pixels is likewise drawn again. 0.0 never.
+        least: A window with a smaller share of craft among its labelled pixels is likewise drawn again: of those that
+            `focus` places, or with `focus=0` of all. 0.0 never.
     """
 
     def __init__(
@@ -221,9 +222,11 @@ class RandomWarp(BaseTransform):
         if mask is not None:
             if focused:
                 place = _window_on_craft(mask, drawn, size, crop) or place
-            tries = 10 if self.cat_max_ratio < 1 or self.least > 0 else 0
+            # of the windows that are placed on the craft, where any are; else of all
+            least = self.least if focused or not self.focus else 0.0
+            tries = 10 if self.cat_max_ratio < 1 or least > 0 else 0
             window = _cut_mask(mask, drawn, size, crop, place)
-            while tries and not self._is_mixed(window):
+            while tries and not self._is_mixed(window, least):
                 tries, place = tries - 1, _anywhere(size, crop)
                 if focused:
                     place = _window_on_craft(mask, drawn, size, crop) or place
@@ -232,10 +235,10 @@ class RandomWarp(BaseTransform):
         results["img"] = _cut_image(img, drawn, size, crop, place)
         results["img_shape"] = crop
 
-    def _is_mixed(self, window: np.ndarray) -> bool:
+    def _is_mixed(self, window: np.ndarray, least: float) -> bool:
         counts = histogram(window)[: len(CLASSES)]
         total = max(counts.sum(), 1)
-        if counts[1:].sum() < self.least * total:
+        if counts[1:].sum() < least * total:
             return False
         return self.cat_max_ratio == 1 or bool(
             (counts > 0).sum() > 1 and counts.max() / total < self.cat_max_ratio

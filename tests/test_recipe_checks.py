@@ -1,0 +1,66 @@
+"""Values that contradict each other are told where the config is loaded."""
+
+from typing import Any
+
+import pytest
+
+from spark_seg.config import load_config, parse_options
+from spark_seg.errors import UserError
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"model.decode_head.loss_decode.class_weight": [1, 2]}, "class_weight has 2 values, but"),
+    ({"loss": {"type": "focal", "alpha": [1, 2]}}, "alpha has 2 values, but num_classes is 3"),
+    ({"loss": ["ce", {"type": "focal", "alpha": [1, 2]}]}, "alpha has 2 values"),
+    ({"min_lr": 1e-3}, "min_lr=0.001 is above lr=6e-05"),
+    ({"freeze_backbone": True, "layer_decay": 0.9}, "layer_decay=0.9 has no effect beside"),
+    ({"freeze_backbone": True, "drop_path": 0.1}, "drop_path=0.1 has no effect beside"),
+    ({"patience": {"patience": 3, "metric": "mIoV"}}, "patience: metric='mIoV' is no metric; did"),
+    ({"head": {"type": "paper", "channels": "x"}}, "head: a value is of the wrong type"),
+    ({"head": {"type": "paper", "channels": -4}}, "head: a value is of the wrong type"),
+    ({"optimizer": {"type": "Adam", "eps": "x"}}, "optimizer: a value is of the wrong type"),
+    (
+        {"optimizer": {"type": "SGD", "nesterov": True, "momentum": 0}},
+        "optimizer: .*Nesterov momentum requires",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), CASES)
+def test_contradictions(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as e:
+        load_config("segformer_b0_spark", options)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": {"type": "focal", "alpha": [1, 2, 3], "gamma": 3}},
+        {"class_weights": [1, 2, 3]},
+        {"lr": 1e-6, "min_lr": 1e-6},
+        {"freeze_backbone": True, "head_lr": 2},
+        {"patience": {"patience": 3, "metric": "mIoU"}},
+        {"head": {"type": "paper", "channels": 128}},
+        *({"optimizer": name} for name in ("AdamW", "Adam", "SGD", "MuonAdamW")),
+    ],
+)
+def test_what_fits_together(options: dict[str, Any]) -> None:
+    load_config("segformer_b0_spark", options)
+
+
+def test_loading_draws_no_random_number() -> None:
+    import torch
+
+    before = torch.random.get_rng_state()
+    load_config("segformer_b0_spark", {"head": "paper", "optimizer": "SGD", "loss": "focal"})
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_groups_may_be_written_as_json() -> None:
+    text = '{"type": "SGD", "nesterov": true, "momentum": 0.8}'
+    options = parse_options([f"optimizer={text}", "loss=ce", "ema_decay=[not, json"])
+    assert options == {
+        "optimizer": {"type": "SGD", "nesterov": True, "momentum": 0.8},
+        "loss": "ce",
+        "ema_decay": "[not, json",
+    }
