@@ -1,5 +1,6 @@
 """Values that contradict each other are told where the config is loaded."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,21 @@ def test_contradictions(options: dict[str, Any], said: str) -> None:
 )
 def test_what_fits_together(options: dict[str, Any]) -> None:
     load_config("segformer_b0_spark", options)
+
+
+def test_the_options_in_the_docs_are_the_options() -> None:
+    """Every group of docs/recipe.md's table loads."""
+    import ast
+    import re
+
+    text = Path(__file__).resolve().parents[1].joinpath("docs/recipe.md").read_text()
+    table = text.split("## Options")[1].split("\n## ")[0]
+    given = re.findall(r"^\| .*?\| `(\w+)=(.*?)` \|", table, re.M)
+    assert len(given) >= 14
+    for key, value in given:
+        options = eval(value, {"__builtins__": {}, "dict": dict})
+        assert ast.literal_eval(repr(options)) == options
+        load_config("segformer_b2_spark", {key: options})
 
 
 def test_loading_draws_no_random_number() -> None:

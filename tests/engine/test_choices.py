@@ -1,17 +1,23 @@
 """The choices of a training, in trainings: early stopping, several sizes, losses, sampling, norms' eps, averaging."""
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
+from spark_seg.datasets.layout import list_frames
 from spark_seg.engine.hooks.early_stopping import PatienceHook
 from spark_seg.engine.hooks.multi_scale import BatchResize, MultiScaleHook
 from spark_seg.errors import UserError
+from spark_seg.labels import read_mask
+from spark_seg.submission.members import unpack
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +203,24 @@ def test_tta_in_test_and_infer(tree: Path, tmp_path: Path) -> None:
     torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=3.0)
     weights = tmp_path / "w.safetensors"
     save_safetensors(model.state_dict(), weights)
+    images, truths = tmp_path / "stream-1-test", []
+    images.mkdir()
+    for k, frame in enumerate(list_frames(tree, "val")):  # the same frames for both
+        shutil.copy(frame.image, images / f"test_{k:05d}_img.jpg")
+        truths.append(read_mask(str(frame.mask)))
     found = {}
     for name, tta in (("none", None), ("tta", {"views": 8, "scales": [0.5, 1.0]})):
-        cfg = tiny.tiny_config(tree, tmp_path, tta=tta)
+        cfg = tiny.tiny_config(tree, tmp_path, tta=tta, test_images=str(images))
         result = evaluate(cfg, weights, out=tmp_path / name, overlays=0, strategy="single")
         writer = infer(cfg, weights, out=tmp_path / f"{name}_zip", strategy="single")
         found[name] = (result.counts.confusion, writer.zip_path.read_bytes())
+        with zipfile.ZipFile(writer.zip_path) as archive:
+            arrays = [unpack(archive.read(member), member) for member in sorted(archive.namelist())]
+        answered = [array[..., 0] + 2 * array[..., 2].astype(np.uint8) for array in arrays]
+        counted = np.zeros((3, 3), np.int64)
+        for truth, labels in zip(truths, answered, strict=True):
+            np.add.at(counted, (truth.ravel(), labels.ravel()), 1)
+        np.testing.assert_array_equal(counted, result.counts.confusion.sum(0), "as test so infer")
     plain = tiny.tiny_config(tree, tmp_path)
     plain.pop("tta")
     result = evaluate(plain, weights, out=tmp_path / "without", overlays=0, strategy="single")
