@@ -1,5 +1,6 @@
 """`convert.py SOURCE OUT --to FORM`: SegFormer weights in the form of mmsegmentation, Hugging Face or NVlabs."""
 
+import sys
 from pathlib import Path
 
 from spark_seg.cli.common import Parser
@@ -23,7 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("out", help="the file, or for huggingface the folder")
     parser.add_argument("--to", required=True, choices=_FORMS, help="the form")
-    parser.add_argument("--variant", help="b0 to b5, for mmsegmentation's published weights")
+    parser.add_argument(
+        "--variant",
+        help="b0 to b5: which of mmsegmentation's published weights; of any other source, what it must be",
+    )
     parser.add_argument(
         "--backbone-only",
         action="store_true",
@@ -34,11 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     from spark_seg.cli.common import quiet_libraries
 
     quiet_libraries()
-    from spark_seg.models.convert_files import write_weights
-    from spark_seg.models.pretrained import read_weights
+    from spark_seg.models.convert_files import check_variant, leftovers, write_weights
+    from spark_seg.models.pretrained import read_weights, some
 
+    check_variant(args.variant)
     weights = read_weights(args.source, args.variant)
+    check_variant(args.variant, weights)
     count, notes = write_weights(weights, Path(args.out), args.to, args.backbone_only)
+    if left_out := leftovers(weights.state):
+        print(f"{weights.path}: left out: {some(left_out, 'of training alone')}", file=sys.stderr)
     unused = f", {len(weights.unused)} of an unused classifier left out" if weights.unused else ""
     print(f"{weights.path}: {len(weights.state)} tensors in {weights.family}'s names{unused}")
     for note in notes:

@@ -1,21 +1,33 @@
 """Writes weights as the files that mmsegmentation, Hugging Face's transformers and NVlabs' code read."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from spark_seg.atomic import make_folder, write_bytes
-from spark_seg.engine.checkpoints import save_pth, save_safetensors, variant_of, with_norms
+from spark_seg.engine.checkpoints import (
+    save_pth,
+    save_safetensors,
+    variant_of,
+    with_norms,
+)
 from spark_seg.errors import UserError, nearest
 from spark_seg.labels import CLASSES
 from spark_seg.models.convert import NORMS, from_mmseg
 from spark_seg.models.hub import CONFIG_FILE, FIXED, WEIGHT_FILES
-from spark_seg.models.pretrained import Weights
+from spark_seg.models.pretrained import CLASSIFIER, Weights, some
+from spark_seg.models.published import VARIANTS
 
 FORMS = ("mmseg", "safetensors", "huggingface", "nvlabs")
 """`mmseg`: .pth in mmsegmentation's names; `safetensors`: the same names as safetensors; `huggingface`: a folder for
 transformers' `from_pretrained`; `nvlabs`: .pth in the names of NVlabs/SegFormer."""
 
+_LEFTOVERS = ("auxiliary_head.", "optimizer.", "optim_wrapper.", "param_schedulers.")
+# What mmseg and mmengine keep beside the network: a head for training alone, and the optimiser's state.
 _SUFFIX = {"mmseg": ".pth", "safetensors": ".safetensors", "nvlabs": ".pth"}
 _SHAPES = {
     "b0": ([32, 64, 160, 256], [2, 2, 2, 2]),
@@ -42,15 +54,18 @@ def write_weights(
         How many tensors were written, and what the user should know.
 
     Raises:
-        UserError: Unknown form, wrong suffix, a decoder for which the form has no place, a SegFormer unlike b0 to b5.
+        UserError: Unknown form, wrong suffix, a decoder for which the form has no place, a SegFormer unlike b0 to b5,
+            a weight that is missing or has no place in one.
     """
     if form not in FORMS:
         raise UserError(f"no form {form!r}; there are {', '.join(FORMS)}{nearest(form, FORMS)}")
     if form in _SUFFIX and path.suffix != _SUFFIX[form]:
         raise UserError(f"{path}: a file of the form {form} ends in {_SUFFIX[form]}")
-    state = {
-        k: v for k, v in weights.state.items() if not backbone_only or k.startswith("backbone.")
-    }
+    left_out = leftovers(weights.state)
+    state = {k: v for k, v in weights.state.items() if k not in left_out}
+    check_whole(state, weights.path, backbone_only)
+    if backbone_only:
+        state = {k: v for k, v in state.items() if k.startswith("backbone.")}
     notes = []
     if form in ("mmseg", "safetensors"):
         make_folder(path.parent)
@@ -80,6 +95,90 @@ def write_weights(
             f"computes with {NORMS[form]}: features differ by some 1e-5"
         )
     return len(converted), notes
+
+
+def leftovers(state: Mapping[str, Tensor]) -> list[str]:
+    """Keys that a training leaves beside the network's, and that no form has a place for."""
+    return [key for key in state if key.startswith(_LEFTOVERS)]
+
+
+def check_whole(state: Mapping[str, Tensor], path: Path, backbone_only: bool = False) -> None:
+    """Raises unless a state dict in mmseg's names has every weight of its variant, and no other.
+
+    A decoder may be missing as a whole, and its classifier.
+
+    Args:
+        state: Without `leftovers`.
+        path: Where it comes from, for messages.
+        backbone_only: Whether the decoder is not looked at, since it will be left out.
+
+    Raises:
+        UserError: Which is missing, or has no place.
+    """
+    variant = variant_of(state)
+    if variant is None:
+        # a lost block looks like another depth: nothing could tell it from a network of one's own
+        raise UserError(
+            f"{path} is none of SegFormer b0 to b5: whole blocks are missing, or it has other widths or depths; "
+            "copy or save it again"
+        )
+    if backbone_only:
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("decode_head.")}
+    wanted = _names(variant, _decoder(state))
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    if not any(key in state for key in CLASSIFIER):
+        optional.update(CLASSIFIER)
+    missing = [key for key in wanted if key not in state and key not in optional]
+    unknown = [key for key in state if key not in wanted]
+    told = [some(k, kind) for k, kind in ((missing, "missing"), (unknown, "unexpected")) if k]
+    if told:
+        raise UserError(
+            f"{path} is not just a whole SegFormer {variant}: {'; '.join(told)}; save the network's state dict again, "
+            "whole and alone"
+        )
+
+
+def check_variant(given: str | None, weights: Weights | None = None) -> None:
+    """Raises unless a variant that the user names is one, and that of the weights.
+
+    Raises:
+        UserError: It is not; says which there are, or which the weights have.
+    """
+    if given is None:
+        return
+    if given not in VARIANTS:
+        raise UserError(
+            f"no SegFormer variant {given!r}; there are {', '.join(VARIANTS)}{nearest(given, VARIANTS)}"
+        )
+    theirs = None if weights is None else variant_of(weights.state)
+    if weights is not None and theirs not in (None, given):
+        raise UserError(
+            f"{weights.path} is a SegFormer {theirs}, not a {given}: leave --variant out, or give another file"
+        )
+
+
+def _decoder(state: Mapping[str, Tensor]) -> str | None:
+    """The decoder's class, told by any of its projections: the first may be what is missing."""
+    if not any(key.startswith("decode_head.") for key in state):
+        return None
+    norm = re.compile(r"decode_head\.convs\.\d\.bn\.")
+    return "SegformerHead" if any(norm.match(key) for key in state) else "PaperSegformerHead"
+
+
+def _names(variant: str, head: str | None) -> list[str]:
+    """The names of a variant's weights, with a decoder of that class or none, off the networks themselves."""
+    from mmseg.registry import MODELS
+
+    from spark_seg import register  # noqa: F401
+    from spark_seg.config import load_config
+
+    cfg = load_config(f"segformer_{variant}_spark.py", {"pretrained": None}).model
+    # one channel a head: names do not depend on widths, and b5 would take seconds (mmseg's encoder is not for meta)
+    parts: dict[str, Any] = {"backbone": {**cfg.backbone, "embed_dims": 1}}
+    if head is not None:
+        parts["decode_head"] = {**cfg.decode_head, "type": head, "channels": 1}
+    built = {name: MODELS.build(part) for name, part in parts.items()}
+    return [f"{name}.{key}" for name, part in built.items() for key in part.state_dict()]
 
 
 def hf_config(weights: Weights, backbone_only: bool = False) -> dict[str, Any]:

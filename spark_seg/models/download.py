@@ -179,8 +179,10 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _by_hand(path: Path) -> str:
+    published = path.suffix == ".pth"  # else one of a Hugging Face repository's two files
+    put = f"the file at {path}" if published else f"config.json and the weights into {path.parent}"
     return (
-        f"run tools/fetch_weights.py where there is network, put the file at {path}, or train from scratch with "
+        f"run tools/fetch_weights.py where there is network, put {put}, or train from scratch with "
         "--cfg-options pretrained=None"
     )
 

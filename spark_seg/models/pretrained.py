@@ -231,7 +231,7 @@ def _check(
             key for key in state if key in wanted and state[key].shape != wanted[key].shape
         ],
     }
-    told = [_some(keys, kind) for kind, keys in problems.items() if keys]
+    told = [some(keys, kind) for kind, keys in problems.items() if keys]
     if not told:
         return
     theirs, head = variant_of(state), head_difference(state, wanted)
@@ -247,7 +247,8 @@ def _check(
     raise UserError(f"{path} does not fit the model: {hint}{'; '.join(told + fits)}")
 
 
-def _some(keys: list[str], kind: str) -> str:
+def some(keys: list[str], kind: str) -> str:
+    """How many keys are of a kind, and the first of them, for a message."""
     first = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
     return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} {kind} ({first})"
 

@@ -1,6 +1,7 @@
 """`tools/convert.py`: ours to every form and back, the same tensors; what transformers makes of it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import tiny
 import torch
 
 from spark_seg.cli.convert import main
-from spark_seg.engine.checkpoints import load_state_dict, save_safetensors, with_norms
+from spark_seg.engine.checkpoints import load_state_dict, save_pth, save_safetensors, with_norms
 from spark_seg.errors import UserError
+from spark_seg.models.convert import from_mmseg
 from spark_seg.models.pretrained import read_weights
 
 
@@ -116,3 +118,90 @@ def test_wrong_input(built: Any, tmp_path: Path) -> None:
         main(["imagenet", str(tmp_path / "out.pth"), "--to", "mmseg"])
     with pytest.raises(UserError, match="no checkpoint"):
         main([str(tmp_path / "none.pth"), str(tmp_path / "out.pth"), "--to", "mmseg"])
+
+
+NVLABS_LOST = ("backbone.norm4.weight", "decode_head.linear_c2.proj.weight")
+LOST = "backbone.layers.3.2.weight, decode_head.convs.1.conv.weight"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "huggingface"])
+def test_a_missing_weight_is_an_error(form: str, built: Any, tmp_path: Path) -> None:
+    model, _ = built("paper")
+    state = from_mmseg(model.state_dict(), "nvlabs")
+    path, out = tmp_path / "nv.pth", tmp_path / "out.safetensors"
+    save_pth({k: v for k, v in state.items() if k not in NVLABS_LOST}, path)
+    said = rf"nv\.pth .* b0: 2 keys missing \({re.escape(LOST)}\)"
+    with pytest.raises(UserError, match=said) as caught:
+        main([str(path), str(out), "--to", form])
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("head", ["mmseg", "paper"])
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("backbone.layers.1.1.1.", "none of SegFormer b0 to b5: whole blocks are missing"),
+        ("decode_head.convs.0.", "keys? missing"),
+        ("decode_head.conv_seg.bias", "1 key missing"),
+    ],
+)
+def test_a_missing_part_is_an_error(
+    head: str, lost: str, said: str, built: Any, tmp_path: Path
+) -> None:
+    model, _ = built(head)
+    path, out = tmp_path / "in.pth", tmp_path / "out.pth"
+    save_pth({k: v for k, v in model.state_dict().items() if not k.startswith(lost)}, path)
+    with pytest.raises(UserError, match=said):
+        main([str(path), str(out), "--to", "mmseg"])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("lost", ["decode_head.", "decode_head.conv_seg."])
+def test_decoder_and_classifier_may_be_missing(lost: str, built: Any, tmp_path: Path) -> None:
+    model, _ = built("paper")
+    path, out = tmp_path / "in.pth", tmp_path / "out.pth"
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith(lost)}
+    save_pth(kept, path)
+    assert main([str(path), str(out), "--to", "mmseg"]) == 0
+    assert load_state_dict(out).keys() == kept.keys()
+
+
+@pytest.mark.parametrize("options", [[], ["--backbone-only"]])
+def test_an_unknown_key_is_an_error(options: list[str], built: Any, tmp_path: Path) -> None:
+    model, _ = built("mmseg")
+    path, out = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    foreign = {"backbone.foo": torch.zeros(1), "neck.bar": torch.zeros(1)}
+    save_pth(model.state_dict() | foreign, path)
+    with pytest.raises(UserError, match=r"2 keys unexpected \(backbone\.foo, neck\.bar\)"):
+        main([str(path), str(out), "--to", "safetensors", *options])
+    assert not out.exists()
+
+
+def test_leftovers_of_training_are_told(
+    built: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = built("mmseg")
+    path, out = tmp_path / "in.pth", tmp_path / "out.safetensors"
+    left = {"auxiliary_head.conv_seg.weight": torch.zeros(1), "optimizer.step": torch.zeros(1)}
+    save_pth(model.state_dict() | left, path)
+    assert main([str(path), str(out), "--to", "safetensors"]) == 0
+    assert "left out: 2 keys of training alone (auxiliary_head." in capsys.readouterr().err
+    assert load_state_dict(out).keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ("banana", "no SegFormer variant 'banana'; there are b0, "),
+        ("b01", "did you mean 'b1' or 'b0'"),
+        ("b3", "is a SegFormer b0, not a b3"),
+    ],
+)
+def test_a_variant_holds_for_files_too(variant: str, said: str, built: Any, tmp_path: Path) -> None:
+    _, path = built("paper")
+    out = tmp_path / "out.pth"
+    with pytest.raises(UserError, match=said):
+        main([str(path), str(out), "--to", "mmseg", "--variant", variant])
+    assert not out.exists()
+    assert main([str(path), str(out), "--to", "mmseg", "--variant", "b0"]) == 0

@@ -138,6 +138,7 @@ def test_no_network(hub: Hub, build_model: Any, monkeypatch: pytest.MonkeyPatch)
     ) as e:
         load_pretrained(model, REPO, "b0")
     assert "\n" not in str(e.value)
+    assert "put config.json and the weights into" in str(e.value), "one alone is no folder"
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
