@@ -4,13 +4,15 @@ import argparse
 import contextlib
 import copy
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spark_seg.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from spark_seg.benchmark.apart import Ways
 
 VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 CLASSES = 3
@@ -219,6 +221,24 @@ def sweep(
             if lost and size > before and base not in lost and base in found:
                 trying = [base, *lost]
         before = batch
+
+
+def races(
+    args: argparse.Namespace,
+    ways: "Ways",
+    about: Mapping[str, Any],
+    names: Sequence[str],
+    base: str,
+    device: str,
+) -> Iterator[tuple[int, dict[str, dict[str, float]]]]:
+    """`sweep` over `args.batches` of one `variant`, `case` and `size`, by `timing.race`."""
+    from spark_seg.benchmark.timing import race
+
+    def measure(names: Sequence[str], batch: int) -> dict[str, dict[str, float]]:
+        calls = ways.calls(names, about["variant"], about["case"], about["size"], batch, device)
+        return race(calls, args.repeat, cuda=device == "cuda")
+
+    return sweep(args.batches, names, base, measure)
 
 
 def some(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

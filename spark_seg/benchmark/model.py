@@ -9,7 +9,7 @@ precision, as fp32 is nobody's choice there).
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from spark_seg.errors import UserError
@@ -56,7 +56,6 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from spark_seg.benchmark import contestants
     from spark_seg.benchmark.apart import Ways
-    from spark_seg.benchmark.timing import race
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
@@ -84,16 +83,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
                     names = _names(impls, case, device)
                     base = _BASE if _BASE in names else "stock"
                     about = {"case": case, "variant": variant, "size": size}
-
-                    def measure(
-                        names: Sequence[str], batch: int, about: dict[str, Any] = about
-                    ) -> dict[str, dict[str, float]]:
-                        calls = ways.calls(
-                            names, about["variant"], about["case"], about["size"], batch, device
-                        )
-                        return race(calls, args.repeat, cuda=cuda)
-
-                    for batch, found in contestants.sweep(args.batches, names, base, measure):
+                    races = contestants.races(args, ways, about, names, base, device)
+                    for batch, found in races:
                         rows += _rows({**about, "batch": batch}, found, base, flops, device)
     return contestants.some(rows)
 

@@ -6,7 +6,7 @@ compares with mmseg in the row's own precision.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 PURPOSE = "a training step on images in memory, against stock mmseg and Hugging Face"
@@ -40,7 +40,6 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from spark_seg.benchmark import contestants
     from spark_seg.benchmark.apart import Ways
-    from spark_seg.benchmark.timing import race
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
@@ -62,16 +61,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
                 flops = 3 * count_flops(contestants.stock_model(variant), size)
                 for case in args.cases:
                     about = {"case": case, "variant": variant, "size": size}
-
-                    def measure(
-                        names: Sequence[str], batch: int, about: dict[str, Any] = about
-                    ) -> dict[str, dict[str, float]]:
-                        calls = ways.calls(
-                            names, about["variant"], about["case"], about["size"], batch, device
-                        )
-                        return race(calls, args.repeat, cuda=cuda)
-
-                    for batch, found in contestants.sweep(args.batches, impls, "stock", measure):
+                    races = contestants.races(args, ways, about, impls, "stock", device)
+                    for batch, found in races:
                         rows += _rows({**about, "batch": batch}, found, flops, device)
     return contestants.some(rows)
 
