@@ -20,7 +20,9 @@ def check_recipe(cfg: "Config") -> None:
             metric that is none; a choice for the encoder's training beside `freeze_backbone`.
     """
     _check_per_class(cfg.model, int(cfg.num_classes), "model")
-    if cfg.min_lr > cfg.lr:
+    schedule = cfg.get("schedule")
+    name = schedule.get("type") if isinstance(schedule, dict) else schedule
+    if cfg.min_lr > cfg.lr and name != "constant":
         raise UserError(
             f"min_lr={cfg.min_lr} is above lr={cfg.lr}: the learning rate would rise to it; lower min_lr"
         )

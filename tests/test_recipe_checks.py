@@ -39,6 +39,7 @@ def test_contradictions(options: dict[str, Any], said: str) -> None:
         {"loss": {"type": "focal", "alpha": [1, 2, 3], "gamma": 3}},
         {"class_weights": [1, 2, 3]},
         {"lr": 1e-6, "min_lr": 1e-6},
+        {"lr": 1e-6, "min_lr": 1e-3, "schedule": "constant"},
         {"freeze_backbone": True, "head_lr": 2},
         {"patience": {"patience": 3, "metric": "mIoU"}},
         {"head": {"type": "paper", "channels": 128}},

@@ -127,11 +127,11 @@ class Ways:
         """What `timing.race` takes, by way; drops those of the time before.
 
         Raises:
-            RuntimeError: As `Apart.ask`; in one process what `make` raises.
+            RuntimeError: As `Apart.ask`. What `make` raises comes with a way's first call, in either case.
         """
         if not self._apart:
             _free()  # what those of the time before held
-            return {way: self._make(way, *given) for way in ways}
+            return {way: _made_late(self._make, way, *given) for way in ways}
         for name, process in list(self._processes.items()):
             if process.ended():  # the system takes one's process where its memory does not suffice
                 del self._processes[name]
@@ -144,6 +144,18 @@ class Ways:
             keep = name not in self._foreign
             self._processes[name] = Apart(self._make, keep, self._threads)
         return self._processes[name]
+
+
+def _made_late(make: Callable[..., Callable[[], Any]], *given: Any) -> Callable[[], Any]:
+    """Makes a call when it is first called, where a race leaves out what does not fit the memory."""
+    made: list[Callable[[], Any]] = []
+
+    def call() -> Any:
+        if not made:
+            made.append(make(*given))
+        return made[0]()
+
+    return call
 
 
 def _free() -> None:

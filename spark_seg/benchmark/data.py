@@ -204,6 +204,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
     if args.pictures and (args.jpeg_kb is not None or args.data_root):
         raise UserError("--pictures: leave --jpeg-kb and --data-root out")
+    if (args.pictures or args.jpeg_kb is not None) and args.split != "train":
+        raise UserError("--pictures and --jpeg-kb are for the training frames: leave --split out")
     import cv2
     import torch
 

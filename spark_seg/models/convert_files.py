@@ -26,8 +26,8 @@ FORMS = ("mmseg", "safetensors", "huggingface", "nvlabs")
 """`mmseg`: .pth in mmsegmentation's names; `safetensors`: the same names as safetensors; `huggingface`: a folder for
 transformers' `from_pretrained`; `nvlabs`: .pth in the names of NVlabs/SegFormer."""
 
-_LEFTOVERS = ("auxiliary_head.", "optimizer.", "optim_wrapper.", "param_schedulers.")
 # What mmseg and mmengine keep beside the network: a head for training alone, and the optimiser's state.
+_LEFTOVERS = ("auxiliary_head.", "optimizer.", "optim_wrapper.", "param_schedulers.")
 _SUFFIX = {"mmseg": ".pth", "safetensors": ".safetensors", "nvlabs": ".pth"}
 _SHAPES = {
     "b0": ([32, 64, 160, 256], [2, 2, 2, 2]),

@@ -129,6 +129,20 @@ def test_a_way_without_memory_enough_is_tried_with_smaller_batches(
     assert "greedy: out of memory" in capsys.readouterr().err
 
 
+def make_too_large(way: str) -> Callable[[], None]:
+    if way == "large":
+        raise RuntimeError("CUDA out of memory")
+    return lambda: None
+
+
+def test_a_way_that_does_not_fit_when_it_is_made_is_left_out_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Ways(make_too_large, False, (), None) as ways:
+        assert list(race(ways.calls(["large", "small"]), repeat=1)) == ["small"]
+    assert "large: out of memory" in capsys.readouterr().err
+
+
 def test_memory_is_kept_for_ours_alone() -> None:
     with Ways(kept, True, ["stock"], None) as ways:
         calls = ways.calls(["stock", "ours"])

@@ -71,6 +71,8 @@ def test_pictures_take_the_rendered_ones_place(tmp_path):
 
 
 def test_options_that_make_no_sense():
+    with pytest.raises(UserError, match="leave --split out"):
+        main(["data", "--pictures", "somewhere", "--split", "val"])
     with pytest.raises(UserError, match="--pictures: leave --jpeg-kb and --data-root out"):
         main(["data", "--jpeg-kb", "100", "--pictures", "somewhere"])
     with pytest.raises(UserError, match="--jpeg-kb is for rendered frames"):
