@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 . tools/setup_env.sh
-setup_env '[fast,test]'
+setup_env '[fast,test,export]'
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -27,7 +27,7 @@ install_torch() {
     .venv/bin/pip install -q "torch==$version"
 }
 
-# setup_env EXTRAS: '[fast]' or '[fast,test]'
+# setup_env EXTRAS: '[fast]' or '[fast,test,export]'
 setup_env() {
     local extras=$1 python stamp want
     export PIP_DISABLE_PIP_VERSION_CHECK=1
