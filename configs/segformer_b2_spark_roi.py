@@ -8,7 +8,7 @@ Weights fit segformer_b2_spark.py and the other way round. Expected score and GP
 _base_ = ["./segformer_b2_spark.py"]
 roi = dict(coarse=0.5, crops=[0.5, 0.75, 1.0], fallback=1.0)  # shares of image_size
 roi.update(margin=0.15, least_margin=16, threshold=0.3, sure=0.6, join=0.05, mix=0.25)
-model = dict(type="RoiEncoderDecoder", size="$image_size", roi="$roi", boxes=None)
+model = dict(type="RoiEncoderDecoder", size="$image_size", roi="$roi", boxes=None, finder=None)
 train_pipeline = [
     dict(type="LoadSparkImage"),
     dict(type="LoadSparkMask"),

@@ -163,7 +163,9 @@ def find_checkpoint(given: str | None, work_dir: str) -> Path:
             names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserFileNotFoundError(f"no checkpoint {given}{nearest(path.name, names)}")
         return path
-    best = Path(work_dir) / "checkpoints" / "best.safetensors"
+    from spark_seg.engine.folder import BEST_FILE
+
+    best = Path(work_dir) / "checkpoints" / BEST_FILE
     if not best.is_file():
         raise UserFileNotFoundError(
             f"no checkpoint given and none in {best.parent}: train first, or name one"

@@ -24,6 +24,7 @@ from spark_seg.errors import FailedElsewhere, UserError, UserFileNotFoundError
 
 WEIGHTS_FILE = "weights.safetensors"
 EMA_FILE = "ema.safetensors"
+BEST_FILE = "best.safetensors"  # beside the folders: plain weights, fp32
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"

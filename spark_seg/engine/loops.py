@@ -218,9 +218,18 @@ def predict(runner: Any, data_batch: Any, observers: Sequence[Any] = ()) -> list
         with strategy.autocast():
             return forward(inputs, mode="tensor")
 
+    def find(inputs: torch.Tensor) -> torch.Tensor:
+        with strategy.autocast():
+            return strategy.module.finder(inputs)
+
     if isinstance(strategy.module, RoiEncoderDecoder):
         found, logits = strategy.module.predict_frames(
-            view, data["inputs"], data["data_samples"], tta, want_logits=bool(observers)
+            view,
+            data["inputs"],
+            data["data_samples"],
+            tta,
+            want_logits=bool(observers),
+            coarse_forward=find if strategy.module.finder else None,
         )
     elif tta is None:
         with strategy.autocast():

@@ -11,7 +11,7 @@ from spark_seg.atomic import make_folder
 from spark_seg.engine.build import training_runner
 from spark_seg.engine.combinations import require_possible
 from spark_seg.engine.failures import forget_first, recorded
-from spark_seg.engine.folder import newest_whole, require_whole
+from spark_seg.engine.folder import BEST_FILE, newest_whole, require_whole
 from spark_seg.engine.launch import first_process, from_first, start_process_group, this_process
 from spark_seg.errors import UserError
 from spark_seg.models.compiling import require_compilable
@@ -71,7 +71,7 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
     best = Path(runner.checkpoint_dir) / "best.json"
     if runner.rank == 0:
         if best.is_file():
-            print(f"best checkpoint: {best.with_name('best.safetensors')}")
+            print(f"best checkpoint: {best.with_name(BEST_FILE)}")
         print(f"curves: {Path(cfg.work_dir) / 'curves.png'}")
     return runner
 

@@ -2,7 +2,8 @@
 
 The first pass segments the whole frame at a small size; where it sees the craft, the second pass segments a crop of the
 frame at native resolution. Both are the same network with the same weights, whose names in a state dict are those of
-the plain segmentor: any checkpoint of a variant works in either. Windows are chosen by `spark_seg.windows`.
+the plain segmentor: any checkpoint of a variant works in either; or the first pass is another run's network
+(`spark_seg.models.finder`). Windows are chosen by `spark_seg.windows`.
 
 Shapes: B frames, C classes, H and W of a frame, n of the first pass' picture, s of a crop.
 """
@@ -29,6 +30,7 @@ from mmseg.structures import SegDataSample  # noqa: E402
 
 from spark_seg.datasets.transforms.geometry import resize_image  # noqa: E402
 from spark_seg.errors import UserError  # noqa: E402
+from spark_seg.models.finder import Finder  # noqa: E402
 from spark_seg.models.predict import labels_from_logits  # noqa: E402
 from spark_seg.models.tta import Tta, labels_from_probabilities, mean_probabilities  # noqa: E402
 from spark_seg.windows import (  # noqa: E402
@@ -47,7 +49,7 @@ _AT_ONCE = 32 * 512 * 512  # pixels of a forward pass of crops
 
 @MODELS.register_module()
 class RoiEncoderDecoder(EncoderDecoder):
-    """mmseg's `EncoderDecoder` in two passes, by one set of weights.
+    """mmseg's `EncoderDecoder` in two passes, by one set of weights or two.
 
     In training a sample of `RandomRoi` and `PackRoiInputs` is two: the loss is `1 - mix` times that of the crops
     (`inputs`, `gt_sem_seg`) plus `mix` times that of the shrunken frames (`coarse` of the data samples). In
@@ -60,6 +62,8 @@ class RoiEncoderDecoder(EncoderDecoder):
         boxes: A JSON file of known boxes by sample id, `{"Soho/val/image_00001": [x0, y0, x1, y1]}` in the frame's
             pixels, ends exclusive, or null for none: to be used instead of what the first pass sees, which is computed
             all the same. For measurements: what a perfect first pass would give, or what crops of given sizes cost.
+        finder: The folder of a finished run whose network predicts in place of this one in first passes, or None. It
+            is neither trained nor saved with this one.
         **kwargs: As of `EncoderDecoder`.
 
     Attributes:
@@ -67,15 +71,21 @@ class RoiEncoderDecoder(EncoderDecoder):
         tally: How often each kind of second pass came, since `told`.
 
     Raises:
-        UserError: `roi` or the file of boxes make no sense.
+        UserError: `roi`, the file of boxes or the finder make no sense.
     """
 
     def __init__(
-        self, size: int, roi: Mapping[str, Any], boxes: str | None = None, **kwargs: Any
+        self,
+        size: int,
+        roi: Mapping[str, Any],
+        boxes: str | None = None,
+        finder: str | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.rule = make_rule(size, roi)
         self.boxes = None if boxes is None else _read_boxes(boxes)
+        self.finder = None if finder is None else Finder(finder, self)
         self.tally: Counter[str] = Counter()
 
     def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
@@ -101,7 +111,9 @@ class RoiEncoderDecoder(EncoderDecoder):
         """mmseg's interface: the samples with `pred_sem_seg`, uint8 labels [1, H, W] at the frame's own size."""
         if not data_samples:
             raise ValueError("two passes need the frames: data_samples as PackRoiInputs packs them")
-        found, _ = self.predict_frames(self._forward, inputs, data_samples)
+        found, _ = self.predict_frames(
+            self._forward, inputs, data_samples, coarse_forward=self.finder
+        )
         for sample, labels in zip(data_samples, found, strict=True):
             sample.pred_sem_seg = PixelData(data=labels[None])
         return data_samples
@@ -113,6 +125,7 @@ class RoiEncoderDecoder(EncoderDecoder):
         samples: Sequence[SegDataSample],
         tta: Tta | None = None,
         want_logits: bool = False,
+        coarse_forward: Forward | None = None,
     ) -> tuple[list[Tensor], list[Tensor] | None]:
         """Labels of whole frames by two passes.
 
@@ -125,6 +138,7 @@ class RoiEncoderDecoder(EncoderDecoder):
             samples: Their data samples with `frame`. Each gets the metainfo `roi`: why, and the `Window`.
             tta: Test-time augmentation: both passes average over its views.
             want_logits: Also make logits.
+            coarse_forward: `forward` for first passes, where that is the finder's. None: `forward`.
 
         Returns:
             For each frame uint8 labels [H, W]; and, if wanted, logits [C, H // 4, W // 4] at the centres of a grid:
@@ -132,7 +146,7 @@ class RoiEncoderDecoder(EncoderDecoder):
         """
         frames = [self._frame(sample) for sample in samples]
         sizes = [(frame.shape[1], frame.shape[2]) for frame in frames]
-        logits = self._first_pass(forward, coarse, tta)
+        logits = self._first_pass(coarse_forward or forward, coarse, tta)
         craft = 1 - logits.softmax(1)[:, 0]
         places = self.locate(craft.cpu().numpy(), sizes, samples)
         windows = [self._window(place, *size) for place, size in zip(places, sizes, strict=True)]

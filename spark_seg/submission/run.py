@@ -134,9 +134,13 @@ def model_options(cfg: "Config", weights: "Mapping[str, torch.Tensor]") -> dict[
     """What the logits of the config's model depend on, besides the device and the number of threads and processes."""
     from spark_seg.engine.strategy import resolve_precision
 
-    tta = {} if cfg.get("tta") is None else {"tta": cfg.tta}
+    given: dict[str, object] = {} if cfg.get("tta") is None else {"tta": cfg.tta}
+    if cfg.model.get("finder"):
+        from spark_seg.models.finder import finder_identity
+
+        given["finder"] = finder_identity(cfg.model.finder)
     return {
-        **tta,
+        **given,
         "weights": weights_digest(weights),
         "model": cfg.model,
         "precision": resolve_precision(cfg.get("precision", "auto")),

@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS
 
 from spark_seg.atomic import make_folder, write_bytes
 from spark_seg.engine.checkpoints import save_pth, save_safetensors
+from spark_seg.engine.folder import BEST_FILE
 from spark_seg.engine.launch import first_process
 from spark_seg.errors import UserError, nearest
 
@@ -92,6 +93,6 @@ class BestAndLastHook(Hook):
 
 def _export(folder: Path, weights: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
     make_folder(folder)
-    save_safetensors(weights, folder / "best.safetensors")
+    save_safetensors(weights, folder / BEST_FILE)
     save_pth(weights, folder / "best.pth")
     write_bytes(folder / "best.json", json.dumps(record, indent=1).encode())
