@@ -14,6 +14,9 @@ from torch import nn
 from spark_seg.errors import UserError, nearest
 
 OPTIONS = ("backend", "mode", "fullgraph", "options")
+# All blocks are one code to torch, which counts their graphs together: four stages, one of them twice, for training,
+# for validation, and again for a last batch that is smaller. Beyond the limit it leaves blocks uncompiled.
+_GRAPHS = 64
 
 
 def compile_options(value: Any) -> dict[str, Any] | None:
@@ -89,6 +92,8 @@ def compile_regions(model: nn.Module, value: Any, training: bool) -> str | None:
 
     from spark_seg.models.fast_segformer import TensorDropPath
 
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _GRAPHS)
     count = 0
     for module in list(model.modules()):
         if training and type(module) is DropPath and module.drop_prob:

@@ -167,10 +167,14 @@ class FastPaperSegformerHead(FastSegformerHead, PaperSegformerHead):
 
 def add_branch(identity: Tensor, branch: Tensor, drop: Any) -> Tensor:
     """`identity + drop(branch)` [B, L, C], for drop path in one pass."""
-    if type(drop) is TensorDropPath and drop.training:
+    if isinstance(drop, DropPath) and not drop.training:
+        return (
+            identity + branch
+        )  # unasked: a compiled graph would hold for this block's probability alone
+    if type(drop) is TensorDropPath:
         noise = torch.rand((branch.shape[0], 1, 1), dtype=branch.dtype, device=branch.device)
         return identity + branch * ((drop.keep + noise).floor() / drop.keep)
-    if type(drop) is not DropPath or not drop.training or drop.drop_prob == 0:
+    if type(drop) is not DropPath or drop.drop_prob == 0:
         return identity + drop(branch)
     # As mmcv's `drop_path` draws it: the same numbers from the same seed, a share `keep` of ones.
     keep = 1 - drop.drop_prob

@@ -61,3 +61,51 @@ def test_refused(stage: int, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="compile with"):
         require_compilable({"compile": True, **options}, stage, training=True)
     require_compilable({"compile": True, **options}, stage, training=False)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_no_block_is_left_out(build_model: Callable[..., nn.Module], fast: bool) -> None:
+    """A training with its validation, and smaller last batches: every graph is of a stage, and torch's limit is far."""
+    from spark_seg.models.fast_segformer import accelerate
+
+    model: Any = build_model("b2")
+    if fast:
+        accelerate(model)
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile_regions(model, {"backend": backend}, training=True)
+    counts = []
+    for training, batch in ((True, 2), (False, 2), (False, 3), (True, 2), (False, 2)):
+        model.train(training)
+        with torch.set_grad_enabled(training):
+            model(torch.randn(batch, 3, 64, 64))
+        counts.append(len(graphs))
+    assert counts[2:] == [counts[2]] * 3, "nothing is compiled twice"
+    again, smaller = counts[1] - counts[0], counts[2] - counts[1]
+    assert smaller == again >= 4, "beyond torch's limit blocks are left as they are"
+    if fast:
+        assert counts[0] <= 6
+        assert again <= 6, "blocks that differ in drop path share their graphs in validation too"
+
+
+def test_compiled_prediction_shares_graphs(build_model: Callable[..., nn.Module]) -> None:
+    from spark_seg.models.fast_segformer import accelerate
+
+    model: Any = build_model("b2").eval()
+    accelerate(model)
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile_regions(model, {"backend": backend}, training=False)
+    with torch.no_grad():
+        model(torch.randn(2, 3, 64, 64))
+    assert len(graphs) <= 4 + 1, "four stages and the head's fusion"
