@@ -22,8 +22,10 @@ FOREIGN = ("stock", "hf_eager", "hf_sdpa")
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
-def add_options(parser: argparse.ArgumentParser, cases: tuple[str, ...]) -> None:
-    """What `model` and `train` share."""
+def add_options(
+    parser: argparse.ArgumentParser, cases: tuple[str, ...], more: tuple[str, ...] = ()
+) -> None:
+    """What `model` and `train` share; `more` are cases that are measured where they are named."""
     add = parser.add_argument
     add("--variants", nargs="+", default=["b0", "b2"], help="b0 to b5 (default: b0 b2)")
     add("--sizes", nargs="+", type=int, default=[512], help="of the image (default: 512)")
@@ -31,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser, cases: tuple[str, ...]) -> None
         "--cases",
         nargs="+",
         default=list(cases),
-        help=f"of {' '.join(cases)} (default: all)",
+        help=f"of {' '.join((*cases, *more))} (default: {' '.join(cases)})",
     )
     add("--repeat", type=int, default=7, help="rounds (default: 7)")
     add("--threads", type=int, help="of the CPU (default: torch's)")

@@ -41,7 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--variants", nargs="+", default=["b0", "b2"], help="b0 to b5 (default: b0 b2)")
     add("--sizes", nargs="+", type=int, default=[512], help="of the network's input (default: 512)")
-    add("--precisions", nargs="+", default=["fp32"], help="of ours: fp32, bf16 (default: fp32)")
+    add(
+        "--precisions",
+        nargs="+",
+        default=["fp32"],
+        help="of ours: fp32, bf16, with openvino int8 too (default: fp32)",
+    )
     add(
         "--backends",
         nargs="+",
@@ -116,8 +121,8 @@ def _check(args: argparse.Namespace) -> None:
         if variant not in known:
             raise UserError(f"--variants {variant}: unknown{nearest(variant, known)}")
     for precision in args.precisions:
-        if precision not in ("fp32", "bf16"):
-            raise UserError(f"--precisions {precision}: fp32 or bf16")
+        if precision not in ("fp32", "bf16", "int8"):
+            raise UserError(f"--precisions {precision}: fp32, bf16 or int8")
     for backend in args.backends:
         if backend not in ("pytorch", "openvino", "onnxruntime"):
             raise UserError(f"--backends {backend}: pytorch, openvino or onnxruntime")
@@ -125,6 +130,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             "--backends onnxruntime: it computes in fp32 only, add that to --precisions"
         )
+    if "int8" in args.precisions:
+        from spark_seg.export.graph import require
+
+        if "openvino" not in args.backends:
+            raise UserError(
+                "--precisions int8: OpenVINO computes in it, add openvino to --backends"
+            )
+        require("openvino", "nncf", "onnx", "onnxscript")
     if args.roi and args.backends != ["pytorch"]:
         raise UserError("--roi: two passes run in PyTorch only, leave --backends out")
     if args.images < 1 or args.repeat < 1 or min(args.sizes) < 32:
@@ -186,10 +199,12 @@ def _race(
         ("infer_fp32", STOCK): FirstProjectAlone(cfg, weights, images)
     }
     for precision in args.precisions:
-        cfg.precision = precision
         case = f"infer_{precision}"
         for backend in args.backends:
+            if backend == "pytorch" and precision == "int8":
+                continue
             if backend == "pytorch":
+                cfg.precision = precision
                 ways[case, f"spark_seg, PyTorch {precision}"] = Ours(cfg, weights, images)
             elif backend == "openvino":
                 way = OursExported(cfg, model, images, backend, precision)

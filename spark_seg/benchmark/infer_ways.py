@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_CALIBRATION = 8  # pictures that set int8's ranges
 
 
 def prepare(path: str, size: int) -> "torch.Tensor":
@@ -168,14 +169,17 @@ class OursExported:
         import copy
 
         from spark_seg.export.backends import ExportedSegmentor, default_streams, load_backend
-        from spark_seg.export.graph import Graph, export_onnx, save_openvino, to_openvino
+        from spark_seg.export.graph import Graph, export_onnx, quantise, save_openvino, to_openvino
 
         self.cfg, self.images = copy.deepcopy(cfg), images
         graph, size = Graph(model), int(cfg.image_size)
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "model.xml"
             if backend == "openvino":
-                path = save_openvino(to_openvino(graph, size), path)
+                network = to_openvino(graph, size)
+                if precision == "int8":
+                    network = quantise(network, [_planes(p, size) for p in images[:_CALIBRATION]])
+                path = save_openvino(network, path)
             else:
                 path = export_onnx(graph, size, path.with_suffix(".onnx"))
             run = load_backend(path, backend, precision, default_streams())
@@ -194,6 +198,15 @@ class OursExported:
         finally:
             metric.background.close()
         return (*_since(start), metric.writer.zip_path)
+
+
+def _planes(path: str, size: int) -> np.ndarray:
+    """A picture as an exported network takes it: uint8 [1, 3, size, size], BGR."""
+    import cv2
+
+    picture: Any = cv2.imread(path)
+    picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
 
 
 def _first(cfg: "Config", images: Sequence[str], count: int) -> Any:

@@ -3,9 +3,10 @@
 They take turns; on the CPU each in a process of its own, where the C library's allocator is set as predictions of ours
 set it for our ways, and left alone for stock mmseg and Hugging Face (`stock_kept` is stock with our setting). Ours is
 what predictions run: accelerated, with frozen weights. `openvino_streams` takes a batch as `tools/infer.py` does, one
-image a core. `stock` in an `infer_bf16` row is mmseg under bf16 autocast;
-`ratio_to_stock` compares with mmseg in fp32 in both cases, `stock_fp32` there (on a GPU: with mmseg in the row's own
-precision, as fp32 is nobody's choice there).
+image a core. `infer_int8`, measured where it is named, is OpenVINO's, quantised on noise: for its time alone, as
+`tools/export.py` tells what it does to a trained network's mIoU. `stock` in an `infer_bf16` row is mmseg under bf16
+autocast; `ratio_to_stock` compares with mmseg in fp32 in all cases, `stock_fp32` there (on a GPU: with mmseg in the
+row's own precision, as fp32 is nobody's choice there).
 """
 
 import argparse
@@ -16,6 +17,7 @@ from spark_seg.errors import UserError
 
 PURPOSE = "the network's forward pass, against stock mmseg and other runtimes"
 CASES = ("infer_fp32", "infer_bf16")
+INT8 = "infer_int8"
 IMPLS = (
     "stock",
     "stock_kept",
@@ -27,13 +29,14 @@ IMPLS = (
     "openvino_streams",
 )
 _BASE = "stock fp32"
+_CALIBRATION = 4  # pictures, all of them noise
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds this benchmark's options."""
     from spark_seg.benchmark import contestants
 
-    contestants.add_options(parser, CASES)
+    contestants.add_options(parser, CASES, (INT8,))
     parser.add_argument(
         "--batches", nargs="+", type=int, default=[1], help="images at a time (default: 1)"
     )
@@ -59,7 +62,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
-    contestants.check_options(args, CASES, IMPLS)
+    contestants.check_options(args, (*CASES, INT8), IMPLS)
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
     apart = contestants.is_apart(args, device)
@@ -70,6 +73,10 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UserError(
             "--impls onnxruntime: its CPU kernels have no bf16, add infer_fp32 to --cases"
         )
+    if INT8 in args.cases:
+        from spark_seg.export.graph import require
+
+        require("openvino", "nncf", "onnx", "onnxscript")
     impls = contestants.compete(tuple(args.impls or IMPLS), args.impls is not None, apart, device)
     rows: list[dict[str, Any]] = []
     with (
@@ -121,6 +128,8 @@ def _rows(
 def _names(impls: list[str], case: str, device: str) -> list[str]:
     """Who competes in a case; `stock fp32` is whom all others are compared with, and stock itself in fp32."""
     bf16, base = case == "infer_bf16", [_BASE]
+    if case == INT8:
+        return base + [name for name in impls if name.startswith("openvino")]
     if device != "cpu" and bf16:
         base = []
     if bf16:
@@ -142,7 +151,7 @@ def make(
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     model: Any = contestants.stock_model(variant).eval()
     if impl.startswith(("onnxruntime", "openvino")):
-        return _exported(model, x, impl, "bf16" if bf16 else "fp32")
+        return _exported(model, x, impl, case.removeprefix("infer_"))
     if impl == "ours":
         model = contestants.fast_model(model)
     elif impl.startswith("hf_"):
@@ -165,14 +174,17 @@ def _exported(stock: Any, x: Any, impl: str, precision: str) -> Callable[[], Any
     from pathlib import Path
 
     from spark_seg.export.backends import default_streams, load_backend
-    from spark_seg.export.graph import Graph, export_onnx, save_openvino, to_openvino
+    from spark_seg.export.graph import Graph, export_onnx, quantise, save_openvino, to_openvino
 
     backend, _, several = impl.partition("_")
     streams = default_streams() if several else 1
     graph, size = Graph(stock, normalise=False), x.shape[-1]
     with tempfile.TemporaryDirectory() as folder:
         if backend == "openvino":
-            path = save_openvino(to_openvino(graph, size), Path(folder) / "model.xml")
+            network = to_openvino(graph, size)
+            if precision == "int8":
+                network = quantise(network, [x[:1].numpy()] * _CALIBRATION)
+            path = save_openvino(network, Path(folder) / "model.xml")
         else:
             path = export_onnx(graph, size, Path(folder) / "model.onnx")
         run = load_backend(path, backend, precision, streams)

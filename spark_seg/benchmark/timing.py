@@ -90,10 +90,10 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_json(path: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-    """Writes `{"rows": [...], ...about}` in one step."""
+    """Writes the rows in one step as a JSON list of objects, each with what `about` says of all."""
     make_folder(Path(path).parent)
-    known = [{key: _known(value) for key, value in row.items()} for row in rows]
-    text = json.dumps({**about, "rows": known}, indent=1, allow_nan=False) + "\n"
+    known = [{key: _known(value) for key, value in row.items()} | {**about} for row in rows]
+    text = json.dumps(known, indent=1, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
 
 

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, module in modules.items():
         part = kinds.add_parser(name, help=module.PURPOSE, description=module.PURPOSE)
         module.add_options(part)
-        part.add_argument("--json", metavar="FILE", help="write rows and machine into this file")
+        part.add_argument("--json", metavar="FILE", help="write the rows, a list, into this file")
     args = parser.parse_args(argv)
 
     quiet_libraries()
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         )  # what cannot be written is told before hours of measuring
     about = machine()
     rows = modules[args.part].main(args)
+    if args.json:  # before the table, whose reader may have gone
+        write_json(args.json, rows, {"part": args.part, "machine": about})
     print("\n".join(f"{key}: {value}" for key, value in about.items()) + "\n")
     print("\n".join(markdown(rows)))
-    if args.json:
-        write_json(args.json, rows, {"part": args.part, "machine": about})
     return 0

@@ -18,7 +18,7 @@ def test_rows_of_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     options = ["--variants", "b0", "b1", "--sizes", "64", "--images", "3", "--repeat", "1"]
     more = ["--images-dir", str(folder), "--workers", "0", "--json", str(target)]
     assert main(["infer", *options, *more]) == 0
-    rows = json.loads(target.read_text())["rows"]
+    rows = json.loads(target.read_text())
     assert [row["variant"] for row in rows] == ["b0", "b0", "b1", "b1"], (
         "each in a folder of its own"
     )
@@ -41,7 +41,7 @@ def test_rows_of_exported_models(tmp_path: Path) -> None:
     options = ["--variants", "b0", "--sizes", "64", "--images", "3", "--repeat", "1"]
     more = ["--backends", "openvino", "onnxruntime", "--images-dir", str(folder), "--workers", "0"]
     assert main(["infer", *options, *more, "--json", str(target)]) == 0
-    rows = json.loads(target.read_text())["rows"]
+    rows = json.loads(target.read_text())
     names = ["first project's way", "spark_seg, OpenVINO fp32", "spark_seg, ONNX Runtime fp32"]
     assert [row["impl"] for row in rows] == names
     assert min(row["equal_pixels"] for row in rows) > 0.9

@@ -53,7 +53,7 @@ def test_rows(tmp_path: Path) -> None:
     ]
     more = ["--images-dir", str(folder), "--workers", "0", "--json", str(target)]
     assert main(["infer", *options, *more]) == 0
-    whole, two = json.loads(target.read_text())["rows"]
+    whole, two = json.loads(target.read_text())
     assert (whole["impl"], two["impl"]) == ("whole frames at 1024", "two passes, boxes known")
     assert {row["case"] for row in (whole, two)} == {"roi_fp32"}
     assert two["ratio_to_stock"] == pytest.approx(whole["median_ms"] / two["median_ms"])

@@ -25,7 +25,7 @@ def test_rows(part, cases, tmp_path, capsys):
     small = ["--variants", "b0", "--sizes", "64", "--repeat", "1", "--threads", "1"]
     options = [*small, "--impls", "stock", "ours", "--json", str(file)]
     assert main([part, *options]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    rows = json.loads(file.read_text())
     expected = [(case, impl) for case in cases for impl in ("stock", "ours")]
     if part == "model":  # what bf16 is compared with, measured again
         expected.insert(2, ("infer_bf16", "stock_fp32"))
@@ -58,8 +58,8 @@ def test_mistakes(option, message):
 def test_the_file_of_rows(tmp_path):
     """A value that could not be measured is null, and a folder that cannot be written is told before measuring."""
     file = tmp_path / "rows.json"
-    write_json(str(file), [{"peak_mb": float("nan"), "median_ms": 1.0}], {})
-    assert json.loads(file.read_text())["rows"] == [{"peak_mb": None, "median_ms": 1.0}]
+    write_json(str(file), [{"peak_mb": float("nan"), "median_ms": 1.0}], {"part": "x"})
+    assert json.loads(file.read_text()) == [{"peak_mb": None, "median_ms": 1.0, "part": "x"}]
     with pytest.raises(UserError, match="choose another output folder"):
         main(["model", "--json", str(file / "below" / "rows.json")])
 
@@ -114,9 +114,42 @@ def test_openvino_with_an_image_a_core(tmp_path):
     file = tmp_path / "rows.json"
     small = "model --variants b0 --sizes 64 --cases infer_fp32 --batches 2 --repeat 1".split()
     assert main([*small, "--impls", "stock", "openvino_streams", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
+    rows = json.loads(file.read_text())
     assert [row["impl"] for row in rows] == ["stock", "openvino_streams"]
     assert one.shape == (3, 3, 16, 16)
+
+
+def test_int8_with_its_ratio(tmp_path):
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    file = tmp_path / "rows.json"
+    small = (
+        "model --variants b0 --sizes 64 --cases infer_int8 --repeat 1 --impls ours openvino".split()
+    )
+    assert main([*small, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [(row["case"], row["impl"]) for row in rows] == [
+        ("infer_int8", "stock_fp32"),
+        ("infer_int8", "openvino"),
+    ]
+    assert all(row["ratio_to_stock"] for row in rows)
+    with pytest.raises(UserError, match="add openvino to --backends"):
+        main(["infer", "--precisions", "int8"])
+
+
+def test_rows_of_the_input_pipeline_are_committed_too(tmp_path):
+    file = tmp_path / "rows.json"
+    row = {
+        "case": "train_batch",
+        "variant": "164 kB JPEGs",
+        "size": 512,
+        "impl": "ours, labels cached",
+    }
+    write_json(str(file), [{**row, "ratio_to_stock": 6.954}], {"part": "data"})
+    before = committed([file])
+    assert before == [{"part": "data", **row, "ratio_to_stock": 6.95}]
+    assert not lost([{**row, "ratio_to_stock": 5.6}], before)
+    assert lost([{**row, "ratio_to_stock": 5.5}], before)
 
 
 def test_what_is_lost():
@@ -138,12 +171,17 @@ def test_ratios_are_kept(tmp_path):
     if not before:
         pytest.skip("no ratios are committed yet: python -m spark_seg.benchmark.ratios says how")
     file, rows = tmp_path / "rows.json", []
+    if any(row.get("part") == "data" for row in before):
+        assert main(["data", "--jpeg-kb", "165", "--json", str(file)]) == 0
+        rows += json.loads(file.read_text())
     for row in before:
+        if row.get("part") == "data":
+            continue
         part = "train" if row["case"].startswith("train") else "model"
         options = {"cases": row["case"], "variants": row["variant"], "sizes": row["size"]}
         options["batches"] = row["batch"]
         given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         given += ["--together"] * row.get("together", False)  # measured so
         assert main([part, *given, "--impls", "stock", "ours", "--json", str(file)]) == 0
-        rows += json.loads(file.read_text())["rows"]
+        rows += json.loads(file.read_text())
     assert not lost(rows, before)

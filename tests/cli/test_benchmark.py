@@ -12,15 +12,41 @@ from spark_seg.errors import UserError
 def test_rows_as_markdown_and_json(tmp_path, capsys):
     target = tmp_path / "new" / "eval.json"
     assert main(["eval", "--size", "128", "--repeat", "3", "--json", str(target)]) == 0
-    found = json.loads(target.read_text())
-    cases = [row["case"] for row in found["rows"]]
-    assert "confusion" in cases
-    assert any(case.startswith("all: median craft") for case in cases)
-    assert found["machine"]["cpu"]
+    rows = json.loads(target.read_text())
+    assert isinstance(rows, list)
+    assert {"labels", "confusion", "all_128", "npz", "zip", "label"} <= {
+        row["case"] for row in rows
+    }
     out = capsys.readouterr().out
-    for row in found["rows"]:
+    for row in rows:
+        assert {"case", "variant", "size", "impl", "median_ms", "ratio_to_stock"} <= set(row)
+        assert row["part"] == "eval"
+        assert row["machine"]["cpu"]
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
-        assert f"| {row['case']} | {row['median_ms']:.3f} |" in out
+        assert row["impl"] != "stock" or row["ratio_to_stock"] == 1
+        assert (
+            f"| {row['case']} | {row['variant']} | 128 | {row['impl']} | {row['median_ms']:.3f} |"
+            in out
+        )
+
+
+def test_rows_are_written_before_the_table_is_read(tmp_path, monkeypatch):
+    """A reader such as `head` that goes away takes the table with it, not the file."""
+    import builtins
+
+    say = print
+
+    def gone(*args, **kwargs):
+        if str(args[:1]).startswith("('cpu: "):
+            raise BrokenPipeError
+        say(*args, **kwargs)
+
+    target = tmp_path / "eval.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "print", gone)
+        with pytest.raises(BrokenPipeError):
+            main(["eval", "--size", "64", "--repeat", "1", "--json", str(target)])
+    assert json.loads(target.read_text())
 
 
 def test_measure_counts_calls():
