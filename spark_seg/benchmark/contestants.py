@@ -37,6 +37,7 @@ def add_options(
     )
     add("--repeat", type=int, default=7, help="rounds (default: 7)")
     add("--threads", type=int, help="of the CPU (default: torch's)")
+    add("--profile", action="store_true", help="also print where each way's time goes")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     add(
         "--together",

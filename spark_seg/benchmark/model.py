@@ -59,6 +59,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from spark_seg.benchmark import contestants
     from spark_seg.benchmark.apart import Ways
+    from spark_seg.benchmark.profile import show
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
@@ -93,6 +94,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
                     races = contestants.races(args, ways, about, names, base, device)
                     for batch, found in races:
                         rows += _rows({**about, "batch": batch}, found, base, flops, device)
+                        if args.profile:
+                            show({**about, "batch": batch}, found, make, device)
     return contestants.some(rows)
 
 
