@@ -80,6 +80,8 @@ def _build(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Sha
         f"{folder}: {done.made} records made, {done.kept} kept from before, {done.packs} of {len(shards)} packs were "
         f"up to date; {_size(shards)}"
     )
+    if done.touched:
+        print(f"{done.touched} files were touched since and hold the same, which is noted")
     unread = unread_records(shards)
     _list("cannot be read", done.bad)
     if len(unread) > len(done.bad):  # found by an earlier build
@@ -101,15 +103,15 @@ def _check(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Sha
 
 
 def _remove(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Shard]") -> int:
-    from spark_seg.datasets.packs import remove_leftovers
+    from spark_seg.datasets.packs import remove_leftovers, stamps_beside
 
     removed = 0
     for part in {shard.path.parent for shard in shards}:
         remove_leftovers(part)
-    for shard in shards:
-        if shard.path.is_file():
-            removed += shard.path.stat().st_size
-            shard.path.unlink()
+    for path in [file for shard in shards for file in (shard.path, stamps_beside(shard.path))]:
+        if path.is_file():
+            removed += path.stat().st_size
+            path.unlink()
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

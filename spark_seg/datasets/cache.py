@@ -3,10 +3,11 @@
     <cache folder>/labels/<Satellite>/<split>/00000.pack     masks as run lengths of class indices, 5 kB a frame
     <cache folder>/half/...                                  pictures at half size as JPEG of quality 92
     <cache folder>/half_raw/...                              the same as bare pixels, 768 kB a frame of 1024 px
+    <cache folder>/.../00000.stamps                          newer sizes and times of files that were touched
 
 A record is used only while its source file has the size and time of when it was made, or else the same content
-(BLAKE2b). For all other files the cache answers None and the original is read, so labels are the same with and
-without it. `cache_build.py` makes it.
+(BLAKE2b). So the source files must be there, though nothing of them is read but these two. For all other files the
+cache answers None and the original is read, so labels are the same with and without it. `cache_build.py` makes it.
 """
 
 import os
@@ -106,8 +107,8 @@ def relative(path: str, root: Path | str) -> str:
 class FrameCache:
     """Open packs, looked up by the path of the source file.
 
-    Holds 16 bytes a frame; the packs themselves are mapped, one copy for all processes of a machine. Pickles as the
-    list of packs, which are opened again on first use.
+    Holds 16 bytes a frame, and as many again for packs with newer stamps; the packs themselves are mapped, one copy for
+    all processes of a machine. Pickles as the list of packs, which are opened again on first use.
 
     Args:
         root: The SPARK tree.
@@ -178,7 +179,8 @@ class FrameCache:
         record = pack.index[row]
         try:
             stat = os.stat(path)
-            if (stat.st_size, stat.st_mtime_ns) != (int(record["size"]), int(record["mtime"])):
+            # a training's start notes what was touched before it (`cache_build.refresh_stamps`)
+            if (stat.st_size, stat.st_mtime_ns) != pack.stamp(row):
                 with open(path, "rb") as file:
                     if digest_of(file.read()) != record["digest"].tobytes():
                         self.outdated.add(path)

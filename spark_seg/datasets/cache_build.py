@@ -3,6 +3,9 @@
 Packs are written beside and renamed, so several processes, or two jobs, may build one cache at once: each begins at
 another pack and leaves out what the others finished. Threads do the work, since OpenCV and numpy release the
 interpreter while they decode.
+
+Files that were only touched (a copy without times, a restored backup) would be read and hashed for every sample: their
+new times are noted beside the packs first, by a training's start too.
 """
 
 import os
@@ -16,6 +19,7 @@ from pathlib import Path
 import cv2
 
 from spark_seg.datasets.cache import RULES, Shard
+from spark_seg.datasets.cache_stamps import is_current, refresh_stamps, stamp_of
 from spark_seg.datasets.decode import decode_image, image_size
 from spark_seg.datasets.io import read_bytes
 from spark_seg.datasets.memory import reuse_memory
@@ -49,12 +53,14 @@ class Built:
         packs: Packs that were there before, whole and up to date.
         made: Records decoded.
         kept: Records of an older pack whose source is the same.
+        touched: Records whose source has another time and the same content; see `refresh_stamps`.
         bad: One line for each source file that could not be read; its record is empty.
     """
 
     packs: int = 0
     made: int = 0
     kept: int = 0
+    touched: int = 0
     bad: list[str] = field(default_factory=list)
 
 
@@ -67,12 +73,14 @@ def build_cache(
         root: The SPARK tree.
         shards: The packs as they should be; see `cache.shards_of`.
         threads: How many work at once; 0: one for each core that this process may use.
-        thorough: Also look at every source file's size and time, and make anew what changed.
+        thorough: Also make anew the packs of which a source file's content changed. Without it, as in a training,
+            such files are read themselves, and other jobs' packs stay where they are.
 
     Raises:
         UserError: A pack cannot be written.
     """
-    done = Built()
+    workers = threads or len(os.sched_getaffinity(0))
+    done = Built(touched=refresh_stamps(root, shards, workers, tell=not thorough))
     todo = [shard for shard in shards if not is_current(shard, root, thorough)]
     done.packs = len(shards) - len(todo)
     if not todo:
@@ -85,7 +93,6 @@ def build_cache(
     started = {shard.path: _inode(shard.path) for shard in todo}
     lock = threading.Lock()
     total = sum(len(shard.names) for shard in todo)
-    workers = threads or len(os.sched_getaffinity(0))
     stop = threading.Event()
     with Progress(total, "cache", "files") as bar:
 
@@ -136,31 +143,6 @@ def build_cache(
     return done
 
 
-def is_current(shard: Shard, root: Path | str, thorough: bool) -> bool:
-    """Whether a pack is whole, of today's rules and of these frames.
-
-    Args:
-        shard: The pack.
-        root: The SPARK tree.
-        thorough: Whether every source file must also have the size and time it had.
-    """
-    try:
-        pack = Pack(shard.path)
-    except (FileNotFoundError, UserError):
-        return False
-    if (pack.kind, pack.rules) != (shard.kind, RULES[shard.kind]):
-        return False
-    if tuple(pack.names()) != shard.names:
-        return False
-    if not thorough:
-        return True
-    stamps = zip(pack.index["size"].tolist(), pack.index["mtime"].tolist(), strict=True)
-    return all(
-        _stamp(os.path.join(root, name)) == stamp
-        for name, stamp in zip(shard.names, stamps, strict=True)
-    )
-
-
 def make_pack(
     shard: Shard,
     root: Path | str,
@@ -176,7 +158,7 @@ def make_pack(
     with PackWriter(shard.path, shard.kind, RULES[shard.kind], needless) as writer:
         for name in shard.names:
             path = os.path.join(root, name)
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             pack, row = older.get(name, (None, 0))
             if pack is not None and (pack.kind, pack.rules) != (shard.kind, RULES[shard.kind]):
                 pack = None
@@ -200,7 +182,7 @@ def _record(
     data: bytes | None = None
     if pack is not None:
         record = pack.index[row]
-        same = (int(record["size"]), int(record["mtime"])) == stamp
+        same = pack.stamp(row) == stamp
         digest = record["digest"].tobytes()
         if not same:
             data = read_bytes(path)
@@ -297,15 +279,6 @@ def _check_record(pack: Pack, row: int, path: str, name: str, anew: bool, found:
     blob = pack.blob(row)
     if blob is None or (anew and _record(path, pack.kind, (0, 0), None, 0)[0] != bytes(blob)):
         found.damaged.append(name)
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    """`(size, mtime in ns)`; `(0, 0)` where there is no file."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _inode(path: Path) -> tuple[int, int]:

@@ -4,6 +4,9 @@
 
 A pack is written beside and renamed, so it is there as a whole or not at all. Readers map the file: its pages are
 shared by all processes of a machine, and a worker holds nothing of it but 8 bytes a record.
+
+Sizes and times of source files that were touched since lie in a small file beside, `<name>.stamps`. Writing the pack
+anew for them would copy its blobs, and on a network file system take the file away from those who have it mapped.
 """
 
 import hashlib
@@ -25,6 +28,7 @@ from spark_seg.errors import UserError
 
 _MAGIC = b"SPKPACK1"
 _TAIL = struct.Struct("<I8s")  # the header's length, magic
+_DIGEST = 16  # bytes of `digest_of`
 
 RECORD = np.dtype(
     [
@@ -48,7 +52,17 @@ def key_of(name: str) -> int:
 
 def digest_of(data: bytes) -> bytes:
     """16 bytes of BLAKE2b, by which a source file's content is known again."""
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
+
+
+def stamps_beside(path: Path) -> Path:
+    """The file of the newer sizes and times that belong to a pack; see `Pack.write_stamps`."""
+    return path.with_suffix(".stamps")
+
+
+def _unfinished(path: Path) -> Path:
+    # each process has its own, and `remove_leftovers` knows whose it was
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 class PackWriter:
@@ -72,7 +86,7 @@ class PackWriter:
     ) -> None:
         self.path, self.kind, self.rules = path, kind, rules
         self._needless = needless
-        self._beside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        self._beside = _unfinished(path)
         self._records: list[tuple[Any, ...]] = []
         self._names: list[str] = []
         self._at = 0
@@ -136,16 +150,19 @@ class PackWriter:
         os.fsync(self._file.fileno())
         if self._needless is None or not self._needless():
             os.replace(self._beside, self.path)
+            with suppress(OSError):  # of the former pack, by its digest: no reader would take it
+                stamps_beside(self.path).unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes of this machine had begun to write in a folder of packs."""
     host = socket.gethostname()
-    for path in folder.glob(f"*.pack.{host}.*.tmp"):
-        number = path.name.split(".")[-2]
-        if number.isdigit() and not Path("/proc", number).exists():
-            with suppress(OSError):
-                path.unlink()
+    for ending in ("pack", "stamps"):
+        for path in folder.glob(f"*.{ending}.{host}.*.tmp"):
+            number = path.name.split(".")[-2]
+            if number.isdigit() and not Path("/proc", number).exists():
+                with suppress(OSError):
+                    path.unlink()
 
 
 class Pack:
@@ -172,7 +189,8 @@ class Pack:
             start, middle = int(header["index"]), int(header["names"])
             end = len(self._map) - _TAIL.size - length
             self._names = (middle, end)
-            whole = digest_of(self._map[start:end]).hex() == header["digest"]
+            self._digest = digest_of(self._map[start:end])
+            whole = self._digest.hex() == header["digest"]
             if magic != _MAGIC or not whole:
                 raise ValueError("its index is damaged")
             self.index = np.frombuffer(self._map, RECORD, int(header["count"]), start)
@@ -180,9 +198,58 @@ class Pack:
             raise
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             raise UserError(f"{path}: no whole cache file ({error}); remove it") from None
+        self._newer = self._read_stamps()
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def stamp(self, row: int) -> tuple[int, int]:
+        """`(size, mtime in ns)` of a record's source file when its content was last known to be the record's."""
+        if self._newer is not None:
+            return int(self._newer[row, 0]), int(self._newer[row, 1])
+        record = self.index[row]
+        return int(record["size"]), int(record["mtime"])
+
+    def stamps(self) -> np.ndarray:
+        """`stamp` of all records: int64 `[n, 2]`, a copy."""
+        if self._newer is not None:
+            return self._newer.copy()
+        return np.stack([self.index["size"].astype(np.int64), self.index["mtime"]], 1)
+
+    def write_stamps(self, stamps: np.ndarray) -> None:
+        """Keeps other stamps beside the pack, for this reader and whoever opens it from now on.
+
+        They name the pack's index by its digest, which holds the source files' contents: stamps are never read with a
+        pack that they were not compared with. Of several processes that write at once, the last one's stay.
+
+        Args:
+            stamps: int64 `[n, 2]` as `stamps` gives them, of files whose content is the record's.
+
+        Raises:
+            UserError: The disk is full, or the folder cannot be written.
+        """
+        data = self._digest + np.ascontiguousarray(stamps, "<i8").tobytes()
+        final = stamps_beside(self.path)
+        beside = _unfinished(final)
+        with user_errors(final):
+            try:
+                beside.write_bytes(data + digest_of(data))
+                os.replace(beside, final)
+            finally:
+                beside.unlink(missing_ok=True)
+        self._newer = self._read_stamps()
+
+    def _read_stamps(self) -> np.ndarray | None:
+        """What `write_stamps` wrote; None without it, or where it is damaged or another pack's."""
+        try:
+            data = stamps_beside(self.path).read_bytes()
+        except OSError:
+            return None
+        body = data[:-_DIGEST]
+        whole = len(body) == _DIGEST + 16 * len(self) and digest_of(body) == data[-_DIGEST:]
+        if not whole or body[:_DIGEST] != self._digest:
+            return None
+        return np.frombuffer(body, "<i8", offset=_DIGEST).reshape(-1, 2)
 
     def names(self) -> list[str]:
         """The records' names, in order."""

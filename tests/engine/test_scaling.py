@@ -8,6 +8,7 @@ from spark_seg.engine import scaling
 from spark_seg.engine.scaling import BACKWARD, HDR, NDR, NVLINK, Cluster, Load, predict
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
+MEASURED = DOCUMENT.with_name("benchmarks.md")
 
 
 def load(**changes: float) -> Load:
@@ -59,6 +60,40 @@ def test_the_first_projects_throughput_follows_one_shared_resource() -> None:
     assert 2000 < 1 / shared < 3000
     exact = {n: n / (0.01 + (n - 1) * 0.001) for n in (1, 2, 8)}
     assert scaling.shared_cost(exact) == pytest.approx((0.01, 0.001))
+
+
+def cells(table: str, first: str) -> list[str]:
+    """A row's cells after the first, which tells it."""
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in row.strip("|").split("|")][1:]
+
+
+def mean_ms(cell: str) -> float:
+    values = [float(part) for part in cell.split("/")]
+    return sum(values) / len(values) / 1000
+
+
+def test_what_is_called_measured_is_what_was_measured() -> None:
+    """The inputs were those of an older table once: twice the cores, and no row at the rate that was seen."""
+    text = MEASURED.read_text()
+    left_to_the_gpu = text.partition("The same without normalisation")[2]
+    labels = cells(left_to_the_gpu, "ours, labels cached")
+    halves = cells(left_to_the_gpu, "ours, half-size JPEG")
+    assert scaling.SMALL.decode == pytest.approx(mean_ms(labels[0]))
+    assert scaling.REAL.decode == pytest.approx(mean_ms(labels[3]))
+    assert scaling.HALF.decode == pytest.approx(mean_ms(halves[3]))
+    step = cells(text, "b2, training step, `cuda_graphs`")
+    (rate,) = [rate for rate in scaling.RATES["b2"] if rate.measured]
+    assert (rate.batch, rate.value) == (int(step[0]), float(step[3]))
+    assert f"at {scaling.HALF.picture / 1e3:.0f} kB a frame" in (
+        DOCUMENT.with_name("data.md").read_text()
+    )
+
+
+def test_a_table_counts_whole_gpus() -> None:
+    """2.58 that a storage feeds are two that never wait, not three."""
+    (row,) = [row for row in scaling.feeding_table() if row["img/s of one GPU"] == "1000, assumed"]
+    assert row["GPUs that shared storage of 1 GB/s feeds"] == "5 / 2 / 14"
 
 
 @pytest.mark.slow
