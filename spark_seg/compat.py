@@ -15,6 +15,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from spark_seg.errors import UserError
+
 
 class _ExtStub(types.ModuleType):
     """Stands in for mmcv's compiled operators; any use of one says what to install."""
@@ -250,3 +252,45 @@ def capture_in_this_thread() -> Iterator[None]:
         yield
     finally:
         torch.cuda.graph = stock  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def groups_replace_values() -> Iterator[None]:
+    """Lets a config file's dict take the place of a base's value that is no dict, for files read inside the block.
+
+    mmengine raises TypeError unless the dict says `_delete_=True`
+    (https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/config/config.py, `_merge_a_into_b`), which is also
+    what is put into it here. It protects structure that a value would not fit; our choices are a value or a dict. The
+    method is called by its class' name and not through the object: no subclass can change it.
+
+    Raises:
+        UserError: The base's value is a `'$name'`, whose other keys would be lost.
+    """
+    from mmengine.config import Config
+
+    stock = vars(Config).get("_merge_a_into_b")
+    if stock is None:  # another mmengine
+        yield
+        return
+    before = Config._merge_a_into_b
+
+    def marked(key: str, value: Any, base: Any) -> Any:
+        if isinstance(base, dict) or not isinstance(value, dict) or "_delete_" in value:
+            return value
+        if isinstance(base, str) and base.startswith("$"):
+            raise UserError(
+                f"{key}={dict(value)!r} would replace {base!r} of the base: change {base[1:]} at the top level, or "
+                "say that you mean it by _delete_=True in the group"
+            )
+        return {**value, "_delete_": True}
+
+    def merge(a: Any, b: Any, allow_list_keys: bool = False) -> Any:
+        if isinstance(b, dict) and not allow_list_keys:  # that is for overrides
+            a = {k: marked(k, value, b[k]) if k in b else value for k, value in a.items()}
+        return before(a, b, allow_list_keys)
+
+    Config._merge_a_into_b = staticmethod(merge)
+    try:
+        yield
+    finally:
+        Config._merge_a_into_b = stock

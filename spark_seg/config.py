@@ -1,30 +1,34 @@
 """Loads a config strictly.
 
-A config is mmengine's classic text config. Three things are added to `mmengine.Config.fromfile`:
+A config is mmengine's classic text config. Four things are added to `mmengine.Config.fromfile`:
 
 - **Named once.** A string `'$image_size'` anywhere in a config stands for the top-level value `image_size` and is
   replaced after all inheritance and all overrides, so that one override reaches every place that derives from it.
 - **Overrides** (`--cfg-options image_size=640 model.backbone.drop_path_rate=0.2`) change what exists, or set an
   argument that the class named by `type` beside it accepts.
   A whole group can be named so too (`'$train_pipeline'`), and an override of it reaches it from either place.
+- **A choice is a value or a group**: a group may take the place of a value, in a file that inherits
+  (`compile = dict(backend="eager")` over the base's False) and in an override (`compile.backend=eager`).
 - **Unknown keys are errors** with the nearest name, in overrides and in config files: mmengine's merge would create
   them silently, and a typo would train the default.
 """
 
 import ast
 import copy
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spark_seg import compat
 from spark_seg.config_checks import (
     KNOWN_KEYS,
     accepted,
     check_arguments,
     check_top_level,
     check_values,
+    fits,
+    takes_group,
 )
 from spark_seg.errors import UserError, UserFileNotFoundError, nearest
 from spark_seg.recipe import CHOICES, expand
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 _REFERENCE = re.compile(r"\$([A-Za-z_]\w*)")
+# Choices whose groups say by `type` which one is meant.
+_NAMED = frozenset({"class_weights", "head", "loss", "optimizer", "schedule"})
 
 
 def config_folders() -> list[Path]:
@@ -65,31 +71,51 @@ def find_config(name: str) -> Path:
 def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
     """Turns `["a.b=1", "c=[2,3]"]` into `{"a.b": 1, "c": [2, 3]}`.
 
-    A value is a Python literal, one of `true`, `false`, `none`, `null`, or else plain text.
+    A value is a Python literal, in which a group may also be written `dict(a=1)` as in a config file, or as in JSON
+    (`true`, `false`, `null`), or else plain text.
 
     Raises:
-        UserError: An option is not of the form key=value.
+        UserError: An option is not of the form key=value, or a `dict(...)` cannot be read.
     """
     parsed: dict[str, Any] = {}
     for option in options or ():
         key, sign, text = option.partition("=")
         if not sign or not key.strip():
             raise UserError(f"--cfg-options takes key=value, not {option!r}")
-        parsed[key.strip()] = _literal(text.strip())
+        parsed[key.strip()] = _literal(text.strip(), key.strip())
     return parsed
 
 
-def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+class _AsLiteral(ast.NodeTransformer):
+    """Turns what configs and JSON write, `dict(a=1)` and `true`, into the literals that mean the same."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        names = [keyword.arg for keyword in node.keywords]
+        if not isinstance(node.func, ast.Name) or node.func.id != "dict" or node.args:
+            return node
+        if None in names or len(set(names)) < len(names):  # **others; twice the same
+            return node
+        return ast.Dict([ast.Constant(name) for name in names], [k.value for k in node.keywords])
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Constant(_WORDS[node.id]) if node.id in _WORDS else node
+
+
+def _literal(text: str, key: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(_AsLiteral().visit(ast.parse(text, mode="eval")))
     except (ValueError, SyntaxError):
-        pass
-    try:  # true, false and null inside of a group
-        return json.loads(text) if text[:1] in ("{", "[") else text
-    except ValueError:
+        if re.match(r"dict\s*\(", text):  # never meant as text
+            raise UserError(
+                f"{key}={text}: cannot be read; text inside wants quotes, and all of it others: "
+                f"\"{key}=dict(name='text', other=1)\""
+            ) from None
         return text
 
 
@@ -118,7 +144,8 @@ def load_config(
 
     path = find_config(name)
     try:
-        cfg = Config.fromfile(str(path), import_custom_modules=True)
+        with compat.groups_replace_values():
+            cfg = Config.fromfile(str(path), import_custom_modules=True)
     except UserError:
         raise
     except (
@@ -208,7 +235,7 @@ def _override(cfg: "Config", key: str, value: Any) -> Any:
                 break
             child = cfg[where]
         if not isinstance(child, dict | list | tuple):
-            raise UserError(f"{here!r} is a value ({child!r}), it has no key {parts[depth + 1]!r}")
+            child = _begin_group(cfg, where, here, child, parts[depth + 1])
         node = child
     last = parts[-1]
     if isinstance(node, tuple):
@@ -219,16 +246,41 @@ def _override(cfg: "Config", key: str, value: Any) -> Any:
         return before
     if last not in node:
         names = set(KNOWN_KEYS) if len(parts) == 1 else accepted(node, where)
-        if last not in names:
+        # a choice judges its group itself, when it is worked in
+        if last not in names and (names or not takes_group(where.split(".")[0])):
             raise UserError(f"unknown config key {key!r}{nearest(last, {*node.keys(), *names})}")
     elif (
         isinstance(node[last], dict)
         and not isinstance(value, dict | None)
-        and (len(parts) > 1 or last not in CHOICES)  # a choice is a name or a group, as one likes
+        # a choice is a name or a group, as one likes
+        and (len(parts) > 1 or not (last in CHOICES or fits(last, value)))
     ):
         raise UserError(f"{key} is a group of keys, not a value: set one of {sorted(node[last])}")
     before, node[last] = node.get(last, ...), value
     return before
+
+
+def _begin_group(cfg: "Config", where: str, here: str, value: Any, key: str) -> Any:
+    """A new group in the place of a choice that is off, or just on, for `compile.backend=eager`.
+
+    Args:
+        cfg: Changed in place.
+        where: The choice's name.
+        here: What the user called it.
+        value: What it is.
+        key: The first of the group's keys.
+
+    Raises:
+        UserError: It takes no group, would lose a value, or does not begin with the name of what is chosen.
+    """
+    told = f"{here!r} is a value ({value!r}), it has no key {key!r}"
+    if not takes_group(where):
+        raise UserError(told)
+    first = "type=..., " if where in _NAMED and key != "type" else ""
+    if first or not (value is None or isinstance(value, bool)):
+        raise UserError(f'{told}: set the whole of it, "{where}=dict({first}{key}=...)"')
+    cfg[where] = {}
+    return cfg[where]
 
 
 def _index(node: list | tuple, part: str, key: str) -> int:

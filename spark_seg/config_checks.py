@@ -62,6 +62,7 @@ def _or_group(check: _Check) -> _Check:
 _TEXT: _Check = ("text", lambda v: isinstance(v, str) and bool(v))
 _FLAG: _Check = ("True or False", lambda v: isinstance(v, bool))
 _ANY: _Check = ("anything", lambda v: True)
+_NO_GROUP: _Check = ("a value or a list", lambda v: not isinstance(v, dict))
 
 RECIPE: dict[str, _Check] = {
     "variant": _one_of("b0", "b1", "b2", "b3", "b4", "b5"),
@@ -145,8 +146,8 @@ RECIPE: dict[str, _Check] = {
     "roi": ("a group of keys, or None", lambda v: v is None or isinstance(v, dict)),
     "data_root": _or_none(_TEXT),
     "test_images": _or_none(_TEXT),
-    "subset": _ANY,  # the dataset judges these two, which knows the frames
-    "leave_out": _ANY,
+    "subset": _NO_GROUP,  # the dataset judges these two, which knows the frames
+    "leave_out": _NO_GROUP,
     "cache": _or_none(_TEXT),
     "cache_dir": _or_none(_TEXT),
     "skip_bad_files": _FLAG,
@@ -184,9 +185,20 @@ RUNNER_KEYS = frozenset(
         "test_pipeline",
     ]
 )
+_LISTS = ("custom_hooks", "param_scheduler", "train_pipeline", "val_pipeline", "test_pipeline")
 KNOWN_KEYS = frozenset(RECIPE) | RUNNER_KEYS
 # Without these nothing runs; a config that lacks one was not begun from ours.
 _NEEDED = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper")
+
+
+def fits(key: str, value: Any) -> bool:
+    """Whether a value is one that a choice of that name may have."""
+    return key in RECIPE and RECIPE[key][1](value)
+
+
+def takes_group(key: str) -> bool:
+    """Whether there is a choice of that name and it may be a group of keys."""
+    return fits(key, {})
 
 
 def check_top_level(cfg: "Config", path: "Path") -> None:
@@ -228,15 +240,27 @@ def check_values(cfg: "Config") -> None:
     for key in _NEEDED:
         if not isinstance(cfg[key], dict):
             raise UserError(f"{key} must be a group of keys, not {cfg[key]!r}")
+    for key in _LISTS:  # a group in a file takes a base's list's place
+        if not isinstance(cfg.get(key), list | tuple | None):
+            raise UserError(f"{key} must be a list of groups, not {cfg[key]!r}")
+    from spark_seg.models.compiling import compile_options
+
+    compile_options(
+        cfg.get("compile")
+    )  # goes neither to a class nor into a part: nothing else looks at its keys here
 
 
 def accepted(node: Any, where: str = "") -> set[str]:
-    """The arguments that the class named by the node's `type` takes, or that belongs at that place; else empty.
+    """The arguments that the class named by the node's `type` takes, or what belongs at that place; else empty.
 
     Args:
         node: A part of a config.
         where: Its dotted name.
     """
+    if where in ("wandb", "mlflow"):
+        from spark_seg.engine.trackers import MLFLOW_KEYS, WANDB_KEYS
+
+        return set(WANDB_KEYS if where == "wandb" else MLFLOW_KEYS)
     cls = _class_at(node, where)
     return _arguments(cls)[0] | _BUILDER_KEYS.get(where, set()) if cls is not None else set()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spark_seg import compat
+from spark_seg.errors import UserError
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -264,3 +265,32 @@ def test_capture_in_this_thread_is_still_needed() -> None:
         assert made.func is stock
         assert made.keywords == {"capture_error_mode": "thread_local"}
     assert torch.cuda.graph is stock
+
+
+def test_groups_over_values_shim_is_still_needed() -> None:
+    from mmengine.config import Config
+
+    with pytest.raises(TypeError, match="_delete_"):
+        Config._merge_a_into_b({"a": {"b": 1}}, {"a": None})  # no error: remove the shim
+
+
+def test_groups_over_values_only_inside() -> None:
+    from mmengine.config import Config
+
+    stock = vars(Config)["_merge_a_into_b"]
+    given = {"a": {"b": {"c": 1}}, "d": {"e": 2}, "f": {"_delete_": True, "g": 3}, "h": 4}
+    base = {"a": {"b": "text", "i": 5}, "d": [6], "f": None, "h": {"j": 7}}
+    with compat.groups_replace_values(), compat.groups_replace_values():
+        merged = Config._merge_a_into_b(given, base)
+        # what mmengine's own overrides do to lists stays
+        listed = Config._merge_a_into_b({"a": {"0": {"b": 2}}}, {"a": [{"b": 1, "c": 3}]}, True)
+        with pytest.raises(UserError, match="change x at the top level"):
+            Config._merge_a_into_b({"a": {"b": 1}}, {"a": "$x"})
+    assert merged == {"a": {"b": {"c": 1}, "i": 5}, "d": {"e": 2}, "f": {"g": 3}, "h": 4}
+    assert base == {"a": {"b": "text", "i": 5}, "d": [6], "f": None, "h": {"j": 7}}
+    assert given["d"] == {"e": 2}
+    assert listed == {"a": [{"b": 2, "c": 3}]}
+    assert vars(Config)["_merge_a_into_b"] is stock
+    with pytest.raises(ZeroDivisionError), compat.groups_replace_values():
+        _ = 1 / 0
+    assert vars(Config)["_merge_a_into_b"] is stock

@@ -1,11 +1,13 @@
 """Values that contradict each other are told where the config is loaded."""
 
+import ast
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spark_seg.config import load_config, parse_options
+from spark_seg.config import find_config, load_config, parse_options
 from spark_seg.errors import UserError
 
 CASES: list[tuple[dict[str, Any], str]] = [
@@ -50,19 +52,27 @@ def test_what_fits_together(options: dict[str, Any]) -> None:
     load_config("segformer_b0_spark", options)
 
 
-def test_the_options_in_the_docs_are_the_options() -> None:
-    """Every group of docs/recipe.md's table loads."""
-    import ast
-    import re
-
+def options_in_the_docs() -> list[tuple[str, str]]:
+    """Every group of docs/recipe.md's table: the choice and the text of its options."""
     text = Path(__file__).resolve().parents[1].joinpath("docs/recipe.md").read_text()
     table = text.split("## Options")[1].split("\n## ")[0]
-    given = re.findall(r"^\| .*?\| `(\w+)=(.*?)` \|", table, re.M)
-    assert len(given) >= 14
-    for key, value in given:
-        options = eval(value, {"__builtins__": {}, "dict": dict})
-        assert ast.literal_eval(repr(options)) == options
-        load_config("segformer_b2_spark", {key: options})
+    return re.findall(r"^\| .*?\| `(\w+)=(.*?)` \|", table, re.M)
+
+
+def test_the_table_is_found() -> None:
+    assert len(options_in_the_docs()) >= 14
+
+
+@pytest.mark.parametrize(("key", "text"), options_in_the_docs())
+def test_the_options_in_the_docs_are_the_options(tmp_path: Path, key: str, text: str) -> None:
+    """As an override, and written into a file over a shipped config."""
+    options = eval(text, {"__builtins__": {}, "dict": dict})
+    assert ast.literal_eval(repr(options)) == options
+    assert parse_options([f"{key}={text}"]) == {key: options}
+    overridden = load_config("segformer_b2_spark", {key: options})
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = [{str(find_config('segformer_b2_spark'))!r}]\n{key} = {text}\n")
+    assert load_config(str(path)).to_dict() == overridden.to_dict()
 
 
 def test_loading_draws_no_random_number() -> None:

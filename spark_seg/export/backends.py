@@ -33,6 +33,19 @@ def check_backend(backend: str, precision: str) -> None:
         )
 
 
+def require_bf16(asked: str = "openvino in bf16", instead: str = "use fp32") -> None:
+    """Raises a UserError where OpenVINO does not compute in bf16 on this CPU.
+
+    Args:
+        asked: What the user asked for it with.
+        instead: What to do.
+    """
+    import openvino
+
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError(f"{asked}: this CPU does not compute in bf16; {instead}")
+
+
 def load_backend(
     path: str | Path, backend: str, precision: str = "fp32", streams: int = 1
 ) -> Runner:
@@ -78,10 +91,8 @@ class _OpenVino:
         import openvino
 
         self.core, self.streams = openvino.Core(), streams
-        if precision == "bf16" and "BF16" not in self.core.get_property(
-            "CPU", "OPTIMIZATION_CAPABILITIES"
-        ):
-            raise UserError("--backend-precision bf16: this CPU does not compute in bf16; use fp32")
+        if precision == "bf16":
+            require_bf16()
         self.options = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads,

@@ -19,6 +19,7 @@ from spark_seg.export.backends import (
     check_backend,
     default_streams,
     load_backend,
+    require_bf16,
 )
 from spark_seg.export.graph import (
     Graph,
@@ -70,15 +71,25 @@ def export(
         checkpoint: What to export.
         out: Folder of the files and of `export.json`.
         formats: Of `FORMATS`. The OpenVINO fp32 and bf16 are one file, computed in either.
-        frames: How many frames to compare on, from the beginning of the split.
+        frames: How many frames to compare on, taken from all of the split at equal distances.
         calibrate: How many training frames set int8's ranges.
         trust: Whether the checkpoint may be unpickled without restriction.
 
     Returns:
         A row of each format: `format`, `file`, `frames`, `logits` (max |difference| / max |value|), `labels` (share of
         pixels that change), `miou` and `change` (points of mIoU over the three classes; None without masks).
+
+    Raises:
+        UserError: A format whose package is missing or that this CPU cannot compute; a split without frames; a config
+            that is no single graph.
     """
     _require_one_pass(cfg)
+    if "openvino-bf16" in formats:  # before the minutes that the other formats take
+        require("openvino")
+        require_bf16(
+            "--formats openvino-bf16",
+            "leave that format out (openvino-fp32 writes the same file, for CPUs with and without)",
+        )
     out = make_folder(out)
     from spark_seg.submission.run import weights_digest
 
@@ -241,6 +252,8 @@ def load_segmentor(
     _require_one_pass(cfg)
     require_plain(cfg)
     require(backend)
+    if precision == "bf16":
+        require_bf16("--backend-precision bf16")
     size, streams = int(cfg.image_size), default_streams()
     wanted = "onnx" if backend == "onnxruntime" else f"openvino-{precision}"
     if exported is not None:

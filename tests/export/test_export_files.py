@@ -27,6 +27,7 @@ from spark_seg.export.graph import (
     to_openvino,
 )
 from spark_seg.export.maps import as_maps
+from spark_seg.export.run import export, load_segmentor, pictures_of
 
 SIZE = 64
 
@@ -159,6 +160,38 @@ def test_several_calls_at_a_time(model, onnx_file, backend):
         found = list(pool.map(lambda x: run(x.numpy()), pictures))
     for ours, picture in zip(found, pictures, strict=True):
         assert far(ours, expected(model, picture)) < 1e-5
+
+
+def test_a_cpu_without_bf16(cfg, model, monkeypatch, tmp_path):
+    """Told before anything is computed, in words that fit the command."""
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(UserError, match=r"^openvino in bf16: this CPU does not .*; use fp32$"):
+        load_backend(tmp_path / "m.xml", "openvino", "bf16")
+    weights, out = tmp_path / "w.safetensors", tmp_path / "files"
+    told = r"^--formats openvino-bf16: this CPU does not compute in bf16; leave that format out"
+    save_safetensors(copy.deepcopy(model).state_dict(), weights)
+    with pytest.raises(UserError, match=told) as e:
+        export(cfg, weights, out, formats=("openvino-fp32", "openvino-bf16"), frames=1)
+    assert "--backend-precision" not in str(e.value)
+    assert "\n" not in str(e.value)
+    assert not out.exists()
+    with pytest.raises(UserError, match=r"^--backend-precision bf16: this CPU does not"):
+        load_segmentor(cfg, weights, "openvino", "bf16")
+    (row,) = export(cfg, weights, out, formats=("openvino-fp32",), frames=1)
+    assert row["logits"] < 1e-4
+
+
+def test_compared_frames_come_from_all_of_the_split(cfg):
+    """At equal distances: a split is sorted by satellite, and its beginning is one of them."""
+    from mmseg.registry import DATASETS
+
+    source = copy.deepcopy(cfg.val_dataloader.dataset)
+    frames = DATASETS.build(source)
+    assert len(frames) >= 3
+    (first, _), (last, _) = pictures_of(cfg, "val", 2)
+    assert torch.equal(first, frames[0]["inputs"])
+    assert torch.equal(last, frames[len(frames) - 1]["inputs"])
 
 
 def test_missing_files_and_precisions(tmp_path):
