@@ -12,7 +12,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from spark_seg.errors import UserError
@@ -255,8 +255,11 @@ def capture_in_this_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def groups_replace_values() -> Iterator[None]:
+def groups_replace_values(choices: Collection[str] = ()) -> Iterator[None]:
     """Lets a config file's dict take the place of a base's value that is no dict, for files read inside the block.
+
+    Of the top level's `choices` a dict of another `type` takes the place of a base's dict too: keys of one loss are
+    none of another's.
 
     mmengine raises TypeError unless the dict says `_delete_=True`
     (https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/config/config.py, `_merge_a_into_b`), which is also
@@ -274,9 +277,12 @@ def groups_replace_values() -> Iterator[None]:
         return
     before = Config._merge_a_into_b
 
-    def marked(key: str, value: Any, base: Any) -> Any:
-        if isinstance(base, dict) or not isinstance(value, dict) or "_delete_" in value:
+    def marked(key: str, value: Any, base: Any, top: bool) -> Any:
+        if not isinstance(value, dict) or "_delete_" in value:
             return value
+        if isinstance(base, dict):
+            other = top and key in choices and value.get("type") not in (None, base.get("type"))
+            return {**value, "_delete_": True} if other else value
         if isinstance(base, str) and base.startswith("$"):
             raise UserError(
                 f"{key}={dict(value)!r} would replace {base!r} of the base: change {base[1:]} at the top level, or "
@@ -286,7 +292,8 @@ def groups_replace_values() -> Iterator[None]:
 
     def merge(a: Any, b: Any, allow_list_keys: bool = False) -> Any:
         if isinstance(b, dict) and not allow_list_keys:  # that is for overrides
-            a = {k: marked(k, value, b[k]) if k in b else value for k, value in a.items()}
+            top = "model" in b  # a whole config
+            a = {k: marked(k, value, b[k], top) if k in b else value for k, value in a.items()}
         return before(a, b, allow_list_keys)
 
     Config._merge_a_into_b = staticmethod(merge)

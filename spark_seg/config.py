@@ -144,7 +144,7 @@ def load_config(
 
     path = find_config(name)
     try:
-        with compat.groups_replace_values():
+        with compat.groups_replace_values(CHOICES):
             cfg = Config.fromfile(str(path), import_custom_modules=True)
     except UserError:
         raise

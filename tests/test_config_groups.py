@@ -247,3 +247,26 @@ def test_group_that_cannot_be_read_is_not_taken_for_text(text: str) -> None:
         UserError, match=r"compile=dict\(.*cannot be read; text inside wants quotes"
     ):
         parse_options([f"compile={text}"])
+
+
+def test_another_kind_of_choice_replaces_the_bases_group(tmp_path: Path) -> None:
+    """Keys of one loss are none of another's; groups of one type, and the parts of a model, merge as ever."""
+    mine = child(
+        tmp_path / "mine.py",
+        'loss = dict(type="focal", gamma=3.0)\nschedule = dict(type="poly", power=0.9)\n'
+        'class_weights = [1.0, 2.0, 3.0]\nsampling = dict(by="small", factor=4.0)',
+    )
+    other = child(
+        tmp_path / "other.py",
+        'loss = dict(type="ohem", threshold=0.6)\nschedule = dict(type="step", milestones=[0.5])\n'
+        'class_weights = dict(type="median_frequency", cap=5.0)\nsampling = dict(factor=2.0)',
+        mine,
+    )
+    cfg = load_config(other)
+    assert cfg.loss == {"type": "ohem", "threshold": 0.6}
+    assert cfg.schedule == {"type": "step", "milestones": [0.5]}
+    assert cfg.sampling == {"by": "small", "factor": 2.0}
+    last = child(tmp_path / "last.py", 'class_weights = dict(type="effective_number")', other)
+    assert load_config(last).class_weights == {"type": "effective_number"}
+    same = child(tmp_path / "same.py", 'loss = dict(type="ohem", min_kept=0.1)', other)
+    assert load_config(same).loss == {"type": "ohem", "threshold": 0.6, "min_kept": 0.1}

@@ -22,12 +22,13 @@ def main(argv: list[str] | None = None) -> int:
             "--draws: validation's transforms draw nothing; leave it out, or add --pipeline train"
         )
 
-    from spark_seg.cli.common import quiet_libraries
+    from spark_seg.cli.common import choose_device, quiet_libraries
     from spark_seg.config import find_config, load_config, parse_options
 
     find_config(args.config)  # a wrong name is told before seconds of imports
     options = parse_options(args.cfg_options)
     quiet_libraries()
+    choose_device("auto")  # DeepSpeed would tell that it chose
     cfg = load_config(args.config, options)
     if cfg.get("demo_data") and cfg.data_root:
         from spark_seg.datasets.demo import ensure_demo_data

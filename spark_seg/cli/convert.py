@@ -35,9 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    from spark_seg.cli.common import quiet_libraries
+    from spark_seg.cli.common import choose_device, quiet_libraries
 
     quiet_libraries()
+    choose_device("auto")  # DeepSpeed would tell that it chose
     from spark_seg.models.convert_files import check_variant, leftovers, write_weights
     from spark_seg.models.pretrained import read_weights, some
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
+from spark_seg.cli.runs import tell_differences
 from spark_seg.errors import UserError, UserFileNotFoundError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if this_process().is_main:
         forget_first(args.out)
+        if checkpoint is not None:
+            tell_differences(cfg, checkpoint, args.config)
 
     segmentor = None
     if args.backend != "pytorch":

@@ -1,5 +1,7 @@
 """Renders the demo data set; see `spark_seg.datasets.demo`."""
 
+from functools import partial
+
 from spark_seg.cli.common import Parser
 
 
@@ -8,7 +10,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     from spark_seg.datasets.demo import ensure_demo_data, make_demo_data
 
-    make = make_demo_data if args.force else ensure_demo_data
+    make = make_demo_data if args.force else partial(ensure_demo_data, replace=False)
     made = make(
         args.out,
         args.images,
@@ -59,5 +61,5 @@ def _parser() -> Parser:
         "camera, to test on what training has not seen (standard)",
     )
     add("--workers", type=int, help="processes (one per core)")
-    add("--force", action="store_true", help="render anew even if the same tree is there")
+    add("--force", action="store_true", help="render anew, over whatever demo frames are there")
     return parser

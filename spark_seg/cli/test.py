@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
+from spark_seg.cli.runs import results_folder, tell_differences
 from spark_seg.engine.launch import this_process
 from spark_seg.errors import UserError
 
@@ -17,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="val", help="train or val (default: val)")
     parser.add_argument(
         "--out",
-        help="where metrics.json, counts.npz and all other results go (default: <work dir>/test_<split>)",
+        help="where metrics.json, counts.npz and all other results go (default: <work dir>/test_<split>; of another "
+        "run's weights: test_<split>_<its name>)",
     )
     parser.add_argument(
         "--overlays",
@@ -38,9 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     from spark_seg.engine.failures import forget_first, recorded
     from spark_seg.evaluation.run import evaluate
 
-    out = Path(args.out or Path(cfg.work_dir) / f"test_{args.split}")
+    out = Path(args.out or results_folder(cfg.work_dir, checkpoint, args.split))
     if this_process().is_main:
         forget_first(out)
+        tell_differences(cfg, checkpoint, args.config)
     with recorded(out):
         result = evaluate(
             cfg,

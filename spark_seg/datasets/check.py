@@ -206,9 +206,10 @@ def _list(
             frames[split] = list_test_images(root, images)
             continue
         if split not in present:
+            known = [*present, *["test"] * ("test" not in present)]
             raise UserError(
-                f"{root}: there is no split {split!r} (there are {', '.join(present)})"
-                f"{nearest(split, present)}"
+                f"{root}: there is no split {split!r} (there are {', '.join(known)})"
+                f"{nearest(split, known)}"
             )
         frames[split] = _list_labelled(root, split, report)
     if splits is None and "test" not in present:

@@ -204,9 +204,7 @@ def list_test_images(root: Path | str | None, images: str | None = None) -> list
             return _test_frames([str(path)], path)
         folder = _image_folder(path)
         if folder is None:
-            raise UserError(
-                f"{path}: no image (.jpg, .jpeg, .png) in it; there is {_contents(path)}"
-            )
+            raise UserError(f"{path}: no image (.jpg, .jpeg, .png) in it, but {_contents(path)}")
         return _test_frames(_images_in(folder), folder)
     if root is None:
         raise UserFileNotFoundError("no test set: name a folder of images or set SPARK_TEST_ROOT")

@@ -322,7 +322,10 @@ def _spread(frames: list[Frame], subset: float) -> list[Frame]:
     if isinstance(subset, int):
         count = subset
         if not 0 < count <= total:
-            raise UserError(f"subset={subset}: there are {total} frames (a share is a float: 1.0)")
+            split = f"the split {frames[0].split} has" if frames else "there are"
+            raise UserError(
+                f"subset={subset}: {split} {total} frames: give 1 to {total}, or a share of each split such as 0.5"
+            )
     else:
         if not 0 < subset <= 1:
             raise UserError(f"subset={subset}: a share lies above 0 and up to 1.0")

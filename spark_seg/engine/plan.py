@@ -143,11 +143,11 @@ def _frames(cfg: "Config", notes: list[str]) -> tuple[int, str]:
     from mmseg.registry import DATASETS
 
     from spark_seg.datasets.facts import FRAMES
-    from spark_seg.datasets.layout import SATELLITES
+    from spark_seg.datasets.layout import SATELLITES, find_root
 
     try:
         dataset = DATASETS.build({**cfg.train_dataloader.dataset, "lazy_init": True})
-        return len(dataset.list_frames()), str(dataset.data_root)
+        return len(dataset.list_frames()), str(find_root(dataset.data_root))
     except UserFileNotFoundError as error:
         if cfg.get("demo_data"):
             notes.append("the demo data is not rendered yet")

@@ -222,7 +222,7 @@ def from_mmseg(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     if head_kind(state) == "SegformerHead":
         raise UserError(
             f"the decoder has a norm and a ReLU after each projection (mmsegmentation's SegformerHead), which a "
-            f"{family} SegFormer has no place for: write the encoder alone, or train with "
+            f"{family} SegFormer has no place for: write the encoder alone (--backbone-only), or train with "
             "head='paper'"
         )
     out: dict[str, Tensor] = {}

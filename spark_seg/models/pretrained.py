@@ -151,12 +151,12 @@ def read_weights(source: str, variant: str | None = None) -> Weights:
         state = _read(path)
     elif is_repo(source):
         if Path(source.split("/")[0]).is_dir():
-            raise UserFileNotFoundError(f"pretrained: there is no folder {source}")
+            raise UserFileNotFoundError(f"weights: there is no folder {source}")
         if find_repo(source) is None:
             _say(f"fetching {source}; licence: {licence_of(source)}")
         state, path = read_folder(fetch_repo(source))
     elif "/" in source:
-        raise UserFileNotFoundError(f"pretrained: there is no file or folder {source}")
+        raise UserFileNotFoundError(f"weights: there is no file or folder {source}")
     else:
         published(source, variant or VARIANTS[0])  # tells what there is
         raise AssertionError(source)

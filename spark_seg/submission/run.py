@@ -125,7 +125,9 @@ def infer(
 def require_plain(cfg: "Config") -> None:
     """Raises a UserError for what an exported model does not do."""
     if cfg.get("tta") is not None:
-        raise UserError("tta is not for an exported model: leave it out, or give a checkpoint")
+        raise UserError(
+            "tta is not for an exported model: add --cfg-options tta=None, or leave --backend out"
+        )
     if this_process().world_size > 1:
         raise UserError("an exported model predicts in one process: start without torchrun or srun")
 

@@ -104,13 +104,20 @@ def ensure_demo_data(
     workers: int | None = None,
     train_size: int | None = None,
     domain: str = DOMAINS[0],
+    replace: bool = True,
 ) -> dict[str, Any]:
     """`make_demo_data`, unless the very same tree is there already.
 
     Processes that ask for the same tree at once take turns; the later ones find it made.
 
+    Args:
+        replace: Whether a tree of ours with other frames may be replaced. All else as of `make_demo_data`.
+
     Returns:
         As `make_demo_data`; `rendered` tells whether there was anything to do.
+
+    Raises:
+        UserError: As `make_demo_data`; there is another tree, and it is not to be replaced.
     """
     spec = _spec(images, size, seed, val, test, train_size, domain)
     path = _checked_root(root)
@@ -118,6 +125,12 @@ def ensure_demo_data(
     present = _present(path, spec)
     if present is not None:
         return present
+    other = _manifest(path)
+    if other is not None and not replace:
+        made = ", ".join(f"{key} {other.get(key)}" for key in spec if key != "made_by")
+        raise UserError(
+            f"{path} holds other demo frames ({made}): --force to render over them, or name another folder"
+        )
     with _beside(path) as partial:
         return _present(path, spec) or _fill(path, partial, spec, workers)
 
