@@ -111,10 +111,10 @@ def _literal(text: str, key: str) -> Any:
     try:
         return ast.literal_eval(_AsLiteral().visit(ast.parse(text, mode="eval")))
     except (ValueError, SyntaxError):
-        if re.match(r"dict\s*\(", text):  # never meant as text
+        if re.match(r"dict\s*\(|\[.*\]$|\{.*\}$", text):  # never meant as text
+            like = "['text', 1]" if text.startswith("[") else "dict(name='text', other=1)"
             raise UserError(
-                f"{key}={text}: cannot be read; text inside wants quotes, and all of it others: "
-                f"\"{key}=dict(name='text', other=1)\""
+                f'{key}={text}: cannot be read; text inside wants quotes, and all of it others: "{key}={like}"'
             ) from None
         return text
 

@@ -125,7 +125,10 @@ def _loss(cfg: "Config", value: Any) -> None:
     if not losses:
         raise UserError("loss: name one")
     for config in losses:
-        judge("loss", "MODELS", config)
+        part = judge("loss", "MODELS", config)
+        own = {loss["type"] for loss in LOSSES.values()}  # which may log several
+        if part is not None and not hasattr(part, "loss_name") and config["type"] not in own:
+            raise UserError(f"loss: {config['type']} is no loss; there are {', '.join(LOSSES)}")
     for head in _parts(cfg.model, "loss_decode"):
         head["loss_decode"] = losses[0] if len(losses) == 1 else dict(type="LossSum", losses=losses)
 
@@ -164,6 +167,10 @@ def _losses_of(text: str) -> list[dict[str, Any]]:
         config = dict(LOSSES[name])
         if match and match[1]:
             factor = _number_in(match[1], text)
+            if not factor > 0:
+                raise UserError(
+                    f"loss: {term.strip()!r} has no part in {text!r}: give a factor above 0"
+                )
             for key in ("ce_weight", "dice_weight"):
                 if key in config:
                     config[key] *= factor
@@ -188,7 +195,8 @@ def _class_weights(cfg: "Config", value: Any) -> None:
     takers = _weighted_losses(cfg)
     if not takers:
         raise UserError(
-            "class_weights: the loss takes none: choose loss='ce', or another that has a cross entropy"
+            "class_weights: the loss takes none; of our losses ce, ce_dice, focal, ohem, lovasz and tversky do (the "
+            "boundary loss has a class_weight of its own: loss=dict(type='boundary', class_weight=[...]))"
         )
     for loss in takers:
         loss["class_weight"] = given
@@ -209,6 +217,9 @@ def _head(cfg: "Config", value: Any) -> None:
     name, options = _chosen("head", value, HEADS)
     if name == "paper":
         options = {"channels": _PAPER_CHANNELS.get(cfg.get("variant"), 768)} | options
+    channels = options.get("channels", 1)
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        raise UserError(f"head: channels={channels!r}: give a whole number from 1 up")
     for head in _parts(cfg.model, "loss_decode"):
         head.update({"type": HEADS[name]} | options)
         judge("head", "MODELS", {**head, "loss_decode": LOSSES["ce"]})

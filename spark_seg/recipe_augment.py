@@ -43,8 +43,11 @@ def _warp_in(pipeline: list[Any], name: str) -> Any:
     return step
 
 
-def judge(name: str, registry: str, config: Any) -> None:
+def judge(name: str, registry: str, config: Any) -> Any:
     """Builds a part, so that a value out of range is told where the config is loaded.
+
+    Returns:
+        The part; None where an argument is unknown, which `check_arguments` will tell.
 
     Raises:
         UserError: It cannot be built.
@@ -54,7 +57,7 @@ def judge(name: str, registry: str, config: Any) -> None:
 
     try:
         with torch.random.fork_rng(devices=[]):  # what is built and dropped draws for nobody
-            getattr(registries, registry).build(config)
+            return getattr(registries, registry).build(config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
@@ -62,6 +65,7 @@ def judge(name: str, registry: str, config: Any) -> None:
             raise UserError(
                 f"{name}: a value is of the wrong type, or missing ({_short(error)})"
             ) from None
+        return None
 
 
 def _short(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from spark_seg.errors import UserError, nearest
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+_LEAST_SIDE = 32  # as of `image_size`
 _PER_CLASS = ("class_weight", "alpha")  # losses' arguments that may hold a number for each class
 
 
@@ -17,15 +18,16 @@ def check_recipe(cfg: "Config") -> None:
 
     Raises:
         UserError: A loss' list of another length than there are classes; a schedule that ends above where it begins; a
-            metric that is none; a choice for the encoder's training beside `freeze_backbone`.
+            variant that is not the network's; windows too small for it; a metric that is none; a choice for the
+            encoder's training beside `freeze_backbone`.
     """
     _check_per_class(cfg.model, int(cfg.num_classes), "model")
     schedule = cfg.get("schedule")
     name = schedule.get("type") if isinstance(schedule, dict) else schedule
-    if cfg.min_lr > cfg.lr and name != "constant":
-        raise UserError(
-            f"min_lr={cfg.min_lr} is above lr={cfg.lr}: the learning rate would rise to it; lower min_lr"
-        )
+    if name != "constant":
+        _check_rates(cfg)
+    _check_variant(cfg)
+    _check_window(cfg)
     if cfg.get("freeze_backbone"):
         for key in ("layer_decay", "drop_path"):
             if cfg.get(key) is not None:
@@ -33,6 +35,43 @@ def check_recipe(cfg: "Config") -> None:
                     f"{key}={cfg[key]} has no effect beside freeze_backbone=True: leave one of them out"
                 )
     _check_patience(cfg)
+
+
+def _check_rates(cfg: "Config") -> None:
+    """`lr` and `min_lr`, which choices may set too."""
+    wrapper = cfg.get("optim_wrapper") or {}
+    lr = (wrapper.get("optimizer") or {}).get("lr", cfg.lr)
+    lows = [s["min_lr"] for s in cfg.get("param_scheduler") or [] if "min_lr" in s]
+    for low in lows or [cfg.min_lr]:
+        if low > lr:
+            raise UserError(
+                f"min_lr={low} is above lr={lr}: the learning rate would rise to it; lower min_lr"
+            )
+
+
+def _check_variant(cfg: "Config") -> None:
+    from spark_seg.engine.checkpoints import NETWORKS
+
+    backbone = cfg.model.get("backbone") or {}
+    layers = backbone.get("num_layers")
+    widths: Any = (backbone.get("embed_dims"), tuple(layers or ()))
+    built = NETWORKS.get(widths)
+    named = cfg.get("variant")
+    if built is not None and named in NETWORKS.values() and named != built:
+        raise UserError(
+            f"variant={named!r}, but this config builds a {built}: start from segformer_{named}_spark.py"
+        )
+
+
+def _check_window(cfg: "Config") -> None:
+    """A network's deepest maps are a 32nd of its pictures; below that there is none."""
+    from mmseg.registry import TRANSFORMS
+
+    for step in cfg.train_dataloader.dataset.get("pipeline") or []:
+        if step.get("type") == "RandomWarp" and step.get("crop") is not None:
+            side = min(TRANSFORMS.build(step).crop)
+            if side < _LEAST_SIDE:
+                raise UserError(f"crop_size makes windows of {side} px: give {_LEAST_SIDE} or more")
 
 
 def _check_per_class(node: Any, classes: int, where: str) -> None:

@@ -18,8 +18,18 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"freeze_backbone": True, "layer_decay": 0.9}, "layer_decay=0.9 has no effect beside"),
     ({"freeze_backbone": True, "drop_path": 0.1}, "drop_path=0.1 has no effect beside"),
     ({"patience": {"patience": 3, "metric": "mIoV"}}, "patience: metric='mIoV' is no metric; did"),
-    ({"head": {"type": "paper", "channels": "x"}}, "head: a value is of the wrong type"),
-    ({"head": {"type": "paper", "channels": -4}}, "head: a value is of the wrong type"),
+    ({"head": {"type": "paper", "channels": "x"}}, "head: channels='x': give a whole number"),
+    ({"head": {"type": "paper", "channels": -4}}, "head: channels=-4: give a whole number from 1"),
+    ({"head": {"type": "paper", "channels": 0}}, "head: channels=0: give a whole number from 1"),
+    ({"schedule": {"type": "cosine", "min_lr": 1.0}}, "min_lr=1.0 is above lr=6e-05"),
+    ({"optimizer": {"type": "SGD", "lr": 1e-9}}, "min_lr=1e-06 is above lr=1e-09"),
+    ({"variant": "b2"}, "this config builds a b0: start from segformer_b2_spark.py"),
+    ({"crop_size": 28}, "crop_size makes windows of 28 px: give 32 or more"),
+    ({"crop_size": [64, 16]}, "crop_size makes windows of 16 px"),
+    ({"loss": {"type": "MixVisionTransformer"}}, "loss: MixVisionTransformer is no loss"),
+    ({"loss": "0*lovasz"}, r"loss: '0\*lovasz' has no part in '0\*lovasz'"),
+    ({"loss": "0*ce+dice"}, r"loss: '0\*ce' has no part in"),
+    ({"loss": "boundary", "class_weights": [1, 2, 3]}, "of our losses ce, ce_dice, focal, ohem"),
     ({"optimizer": {"type": "Adam", "eps": "x"}}, "optimizer: a value is of the wrong type"),
     (
         {"optimizer": {"type": "SGD", "nesterov": True, "momentum": 0}},
@@ -41,6 +51,9 @@ def test_contradictions(options: dict[str, Any], said: str) -> None:
         {"loss": {"type": "focal", "alpha": [1, 2, 3], "gamma": 3}},
         {"class_weights": [1, 2, 3]},
         {"lr": 1e-6, "min_lr": 1e-6},
+        {"optimizer": {"type": "SGD", "lr": 1e-3}, "min_lr": 1e-4},
+        {"crop_size": 32},
+        {"loss": {"type": "FocalLoss"}, "class_weights": None},
         {"lr": 1e-6, "min_lr": 1e-3, "schedule": "constant"},
         {"freeze_backbone": True, "head_lr": 2},
         {"patience": {"patience": 3, "metric": "mIoU"}},
@@ -91,3 +104,9 @@ def test_groups_may_be_written_as_json() -> None:
         "loss": "ce",
         "ema_decay": "[not, json",
     }
+
+
+@pytest.mark.parametrize("text", ["sampling=[satellite,small]", "loss={type:focal}"])
+def test_a_list_of_bare_words_is_told(text: str) -> None:
+    with pytest.raises(UserError, match="cannot be read; text inside wants quotes"):
+        parse_options([text])

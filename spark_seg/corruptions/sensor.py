@@ -37,7 +37,7 @@ def hot_pixels(image: np.ndarray, severity: float, rng: np.random.Generator) -> 
     values = rng.integers(130, 256, most)
     colour = rng.integers(0, 5, most)
     dead = rng.random(most) < 0.1
-    count = min(most, max(int(np.ceil(severity)), round(share * len(result))))
+    count = min(most, max(int(severity), round(share * len(result))))
     for channel in range(3):
         lit = np.flatnonzero(((colour == channel) | (colour > 2))[:count])
         result[where[lit], channel] = np.maximum(result[where[lit], channel], values[lit])
@@ -60,7 +60,7 @@ def dropped_lines(image: np.ndarray, severity: float, rng: np.random.Generator) 
     longest = max(1, round(4 * scale_of(image)))
     runs: np.ndarray = rng.integers(1, longest + 1, size=(height,))
     # Runs overlap a little; they are counted as if they did not, which keeps milder severities inside worse ones.
-    count = max(int(np.ceil(severity)), int(np.searchsorted(np.cumsum(runs), share * height)))
+    count = max(int(severity), int(np.searchsorted(np.cumsum(runs), share * height)))
     result = image.copy()
     for start, run in zip(starts[:count], runs[:count], strict=True):
         result[start : start + run] = 0

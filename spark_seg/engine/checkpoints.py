@@ -100,6 +100,7 @@ def load_safetensors(path: Path) -> StateDict:
     try:
         with safe_open(str(path), framework="pt") as file:
             norms = (file.metadata() or {}).get(_NORMS_KEY)
+        _check_norms(norms, path)
         return with_norms(load_file(str(path)), norms)
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f"{path} is no whole safetensors file ({e}): copy it again") from e
@@ -187,7 +188,18 @@ def _pick_state_dict(content: Any, path: Path) -> StateDict:
             f"{path} holds no weights: expected a state dict, or one under 'state_dict'"
         )
     tensors = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    _check_norms(norms, path)
     return with_norms(tensors, norms)
+
+
+def _check_norms(norms: Any, path: Path) -> None:
+    from spark_seg.models.convert import NORMS  # which imports from here
+
+    if norms is not None and (not isinstance(norms, str) or norms not in NORMS):
+        raise UserError(
+            f"{path}: its layer norms are marked {norms!r}, of which this version knows nothing (there are "
+            f"{', '.join(NORMS)}): convert it with the version that wrote it"
+        )
 
 
 def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -244,7 +256,7 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, torch.Tensor], path: 
 
 
 # (channels of the first stage, blocks per stage); Xie et al. 2021, table 6.
-_VARIANTS: dict[tuple[int, tuple[int, ...]], str] = {
+NETWORKS: dict[tuple[int, tuple[int, ...]], str] = {
     (32, (2, 2, 2, 2)): "b0",
     (64, (2, 2, 2, 2)): "b1",
     (64, (3, 4, 6, 3)): "b2",
@@ -285,4 +297,4 @@ def variant_of(state: Mapping[str, torch.Tensor]) -> str | None:
         prefix = f"backbone.layers.{stage}.1."
         blocks = {k[len(prefix) :].split(".")[0] for k in state if k.startswith(prefix)}
         depths.append(len(blocks))
-    return _VARIANTS.get((first.shape[0], tuple(depths)))
+    return NETWORKS.get((first.shape[0], tuple(depths)))

@@ -75,9 +75,14 @@ def make_plan(
     Raises:
         UserError: It cannot work, with the reason.
     """
+    from spark_seg.models.pretrained import look_at
+
     nodes = _nodes(world_size, gpus_per_node)
     require_possible(cfg, strategy, world_size)
     notes: list[str] = []
+    weights = look_at(cfg.get("pretrained"), cfg.get("variant", "b0"))
+    if weights is not None:
+        notes.append(weights)
     frames, frames_from = _frames(cfg, notes)
     loader = cfg.train_dataloader
     batch = int(loader.batch_size)

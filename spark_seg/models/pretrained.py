@@ -124,6 +124,31 @@ def load_pretrained(
     return report
 
 
+def look_at(source: str | None, variant: str) -> str | None:
+    """A line on where weights will come from; nothing is read or fetched. None: from scratch.
+
+    Raises:
+        UserFileNotFoundError: A file or folder that is not there.
+        UserError: Unknown source or variant.
+    """
+    if source is None:
+        return None
+    name = source.removeprefix(_BACKBONE)
+    path = Path(name).expanduser()
+    if path.exists():
+        return f"weights from {path}"
+    if name.endswith(_SUFFIXES):
+        raise UserFileNotFoundError(f"weights: there is no file or folder {name}")
+    if name not in SOURCES and is_repo(name):
+        known = find_repo(name) is not None
+    elif "/" in name:
+        raise UserFileNotFoundError(f"weights: there is no file or folder {name}")
+    else:
+        known = (cache_folder() / published(name, variant).file).is_file()
+    where = "in the cache" if known else "not in the cache yet: tools/fetch_weights.py gets them"
+    return f"weights {name}, {where}; licence: {licence_of(name)}"
+
+
 def read_weights(source: str, variant: str | None = None) -> Weights:
     """Weights from wherever they are, under mmseg's names and on the CPU.
 
@@ -164,7 +189,16 @@ def read_weights(source: str, variant: str | None = None) -> Weights:
     norms = getattr(state, "norms", None)
     if norms is None:
         norms = "huggingface" if converted.family == "transformers" else converted.family
+    _require_finite(converted.state, path)
     return Weights(path, converted.state, converted.family, norms, converted.unused, backbone_only)
+
+
+def _require_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    bad = [key for key, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"{path}: {some(bad, 'with NaN or infinite values')}: take another checkpoint"
+        )
 
 
 def _read_any_folder(folder: Path) -> tuple[Mapping[str, Tensor], Path]:
@@ -235,6 +269,7 @@ def _check(
     if not told:
         return
     theirs, head = variant_of(state), head_difference(state, wanted)
+    variant = variant_of(wanted) or variant
     hint, fits = "", []
     if theirs not in (None, variant):
         hint = f"it is a {theirs}, not a {variant}: "

@@ -65,7 +65,9 @@ def test_unknown_split(split: str, command: Command, tree: Path, weights: Path) 
 
 
 def test_more_than_there_is(command: Command, tree: Path) -> None:
-    assert "subset=50: the split train has 4 frames: give 1 to 4" in command.fails("train", tree, subset=50)
+    assert "subset=50: the split train has 4 frames: give 1 to 4" in command.fails(
+        "train", tree, subset=50
+    )
     told = command.fails("train", tree, batch_size=5)
     assert "batch_size=5 is more than the 4 frames" in told
 

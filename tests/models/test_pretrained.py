@@ -231,3 +231,58 @@ def test_own_file(models: Any, tmp_path: Path, form: str) -> None:
     assert filled(model, 2.0) == set(report.loaded)
     with pytest.raises(UserFileNotFoundError, match=r"other\.pth"):
         load_pretrained(model, str(tmp_path / "other.pth"), "b0")
+
+
+def test_weights_that_are_no_numbers(models: Any, tmp_path: Path) -> None:
+    model = models("b0")
+    state = {**model.state_dict(), "backbone.layers.0.2.weight": torch.full((32,), float("nan"))}
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(
+        UserError, match=r"nan\.pth: 1 key with NaN .*backbone\.layers\.0\.2\.weight"
+    ):
+        load_pretrained(models("b0"), str(tmp_path / "nan.pth"), "b0")
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_norms_of_another_version(models: Any, tmp_path: Path, form: str) -> None:
+    """A mark that is not known is told before anything is loaded."""
+    from safetensors.torch import save_file
+
+    state = models("b0", value=1.0).state_dict()
+    file = tmp_path / f"marked.{form}"
+    if form == "pth":
+        torch.save({"state_dict": state, "meta": {"layer_norms": 5}}, file)
+    else:
+        save_file(state, str(file), metadata={"layer_norms": "martian"})
+    model = models("b0")
+    with pytest.raises(UserError, match=r"marked\..*: its layer norms are marked (5|'martian')"):
+        load_pretrained(model, str(file), "b0")
+    assert filled(model, 0.0) == set(model.state_dict())
+
+
+def test_the_config_that_fits_is_that_of_the_file(models: Any, tmp_path: Path) -> None:
+    """Whatever the config says its variant is: the network's own shapes count."""
+    torch.save(models("b0").state_dict(), tmp_path / "b0.pth")
+    with pytest.raises(UserError, match=r"it is a b0, not a b1: .*segformer_b0_spark\.py fits it"):
+        load_pretrained(models("b1"), str(tmp_path / "b0.pth"), "b0")
+
+
+def test_looking_at_a_source_fetches_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from spark_seg.models.pretrained import look_at
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(pretrained, "fetch_in_job", None)
+    monkeypatch.setattr(pretrained, "fetch_repo", None)
+    assert look_at(None, "b0") is None
+    assert "not in the cache yet: tools/fetch_weights.py" in str(look_at("ade20k", "b2"))
+    assert "not in the cache yet" in str(look_at("backbone:nvidia/mit-b2", "b2"))
+    (tmp_path / "own.pth").write_bytes(b"")
+    assert look_at(str(tmp_path / "own.pth"), "b2") == f"weights from {tmp_path / 'own.pth'}"
+    for missing in ("/nope/x.pth", "/nope/run", "backbone:/nope/x.pth"):
+        with pytest.raises(UserFileNotFoundError, match="there is no file or folder /nope"):
+            look_at(missing, "b0")
+    with pytest.raises(UserError, match="ade20k"):
+        look_at("ade2k", "b0")
