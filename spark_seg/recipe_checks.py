@@ -59,7 +59,8 @@ def _check_variant(cfg: "Config") -> None:
     named = cfg.get("variant")
     if built is not None and named in NETWORKS.values() and named != built:
         raise UserError(
-            f"variant={named!r}, but this config builds a {built}: start from segformer_{named}_spark.py"
+            f"variant={named!r}, but the network is a {built}: start from segformer_{named}_spark.py, or say "
+            f"variant={built!r}"
         )
 
 

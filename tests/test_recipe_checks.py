@@ -23,7 +23,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"head": {"type": "paper", "channels": 0}}, "head: channels=0: give a whole number from 1"),
     ({"schedule": {"type": "cosine", "min_lr": 1.0}}, "min_lr=1.0 is above lr=6e-05"),
     ({"optimizer": {"type": "SGD", "lr": 1e-9}}, "min_lr=1e-06 is above lr=1e-09"),
-    ({"variant": "b2"}, "this config builds a b0: start from segformer_b2_spark.py"),
+    (
+        {"variant": "b2"},
+        "the network is a b0: start from segformer_b2_spark.py, or say variant='b0'",
+    ),
     ({"crop_size": 28}, "crop_size makes windows of 28 px: give 32 or more"),
     ({"crop_size": [64, 16]}, "crop_size makes windows of 16 px"),
     ({"loss": {"type": "MixVisionTransformer"}}, "loss: MixVisionTransformer is no loss"),

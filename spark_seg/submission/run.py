@@ -141,6 +141,8 @@ def model_options(cfg: "Config", weights: "Mapping[str, torch.Tensor]") -> dict[
         from spark_seg.models.finder import finder_identity
 
         given["finder"] = finder_identity(cfg.model.finder)
+    if cfg.model.get("boxes") and Path(cfg.model.boxes).is_file():  # else building the model tells
+        given["boxes"] = hashlib.sha256(Path(cfg.model.boxes).read_bytes()).hexdigest()
     return {
         **given,
         "weights": weights_digest(weights),

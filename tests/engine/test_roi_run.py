@@ -111,6 +111,11 @@ def test_resuming_knows_the_rule(tree: Path, tmp_path: Path) -> None:
     texts = [json.dumps(o, default=str, sort_keys=True) for o in (one, other)]
     assert texts[0] != texts[1]
     assert texts[0] == texts[1].replace('"margin": 0.2', '"margin": 0.15')
+    boxes, digests = tmp_path / "boxes.json", set()
+    for text in ("{}", '{"a": null}'):
+        boxes.write_text(text)
+        digests.add(model_options(config(tree, tmp_path, model__boxes=str(boxes)), {})["boxes"])
+    assert len(digests) == 2, "boxes that were edited are others"
 
 
 def test_a_plain_checkpoint_serves(tree: Path, tmp_path: Path) -> None:
