@@ -165,7 +165,7 @@ def load_config(
     check_values(cfg)
     expand(cfg, options)
     check_arguments(cfg)
-    check_recipe(cfg)
+    check_recipe(cfg, options)
     return cfg
 
 

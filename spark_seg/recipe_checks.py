@@ -1,5 +1,6 @@
 """What a whole config is looked at for once its choices are worked in: values that contradict each other."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,12 @@ _LEAST_SIDE = 32  # as of `image_size`
 _PER_CLASS = ("class_weight", "alpha")  # losses' arguments that may hold a number for each class
 
 
-def check_recipe(cfg: "Config") -> None:
+def check_recipe(cfg: "Config", overrides: Mapping[str, Any] | None = None) -> None:
     """Raises for what no single value shows.
+
+    Args:
+        cfg: A config with its choices worked in.
+        overrides: What the command line changed.
 
     Raises:
         UserError: A loss' list of another length than there are classes; a schedule that ends above where it begins; a
@@ -26,7 +31,8 @@ def check_recipe(cfg: "Config") -> None:
     name = schedule.get("type") if isinstance(schedule, dict) else schedule
     if name != "constant":
         _check_rates(cfg)
-    _check_variant(cfg)
+    if "variant" in (overrides or {}):  # a file may describe a network of its own
+        _check_variant(cfg)
     _check_window(cfg)
     if cfg.get("freeze_backbone"):
         for key in ("layer_decay", "drop_path"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
-from spark_seg.cli.runs import tell_differences
+from spark_seg.cli.which_run import tell_differences
 from spark_seg.errors import UserError, UserFileNotFoundError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
-from spark_seg.cli.runs import results_folder, tell_differences
+from spark_seg.cli.which_run import results_folder, tell_differences
 from spark_seg.engine.launch import this_process
 from spark_seg.errors import UserError
 

@@ -17,7 +17,7 @@ def test_rows_and_table(spark_tree, tmp_path, capsys):
     path = tmp_path / "rows.json"
     options = ["--data-root", str(spark_tree), "--sizes", "32", "--frames", "3", "--batch", "2"]
     assert main(["data", *options, "--repeat", "2", "--profile", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text())["rows"]
+    rows = json.loads(path.read_text())
     ways = {"stock", "stock, cat_max_ratio=1", "ours, no cache", "ours, labels cached"}
     ways |= {"ours, half-size JPEG", "ours, half-size raw"}
     assert {row["impl"] for row in rows} == ways

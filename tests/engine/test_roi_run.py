@@ -158,7 +158,7 @@ def test_export_is_refused_in_one_line(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        (CONFIG, {"roi.margn": 0.1}, "unknown config key 'roi.margn'; did you mean 'margin'"),
+        (CONFIG, {"roi.margn": 0.1}, "roi takes no 'margn'; did you mean 'margin'"),
         (CONFIG, {"roi.mix": 2}, "roi.mix=2: give a number from 0 to 1"),
         (CONFIG, {"roi.coarse": 0}, "roi.coarse=0"),
         (CONFIG, {"roi.crops": [0.5]}, "the largest of them 1.0"),

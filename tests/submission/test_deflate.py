@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spark_seg.benchmark.eval import draw, found
+from spark_seg.benchmark.eval_ways import draw, found
 from spark_seg.labels import to_submission
 from spark_seg.submission import deflate, members
 from spark_seg.submission.members import pack, unpack

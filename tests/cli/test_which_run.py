@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from spark_seg.cli.make_demo_data import main as make_demo_data
-from spark_seg.cli.runs import results_folder, run_of, tell_differences
+from spark_seg.cli.which_run import results_folder, run_of, tell_differences
 from spark_seg.config import load_config
 from spark_seg.errors import UserError
 
