@@ -255,16 +255,23 @@ def capture_in_this_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def groups_replace_values(choices: Collection[str] = ()) -> Iterator[None]:
+def groups_replace_values(
+    may: Callable[[str], bool], choices: Collection[str] = ()
+) -> Iterator[None]:
     """Lets a config file's dict take the place of a base's value that is no dict, for files read inside the block.
 
-    Of the top level's `choices` a dict of another `type` takes the place of a base's dict too: keys of one loss are
-    none of another's.
+    Only of those top-level values that are judged later, and of None anywhere: elsewhere a dict where a name or a
+    number belongs stays mmengine's error. Of the top level's `choices` a dict of another `type` takes the place of a
+    base's dict too: keys of one loss are none of another's.
 
     mmengine raises TypeError unless the dict says `_delete_=True`
     (https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/config/config.py, `_merge_a_into_b`), which is also
     what is put into it here. It protects structure that a value would not fit; our choices are a value or a dict. The
     method is called by its class' name and not through the object: no subclass can change it.
+
+    Args:
+        may: Whether a group may be tried in place of a top-level value of that name.
+        choices: See above.
 
     Raises:
         UserError: The base's value is a `'$name'`, whose other keys would be lost.
@@ -276,25 +283,32 @@ def groups_replace_values(choices: Collection[str] = ()) -> Iterator[None]:
         yield
         return
     before = Config._merge_a_into_b
+    depth = 0
 
     def marked(key: str, value: Any, base: Any, top: bool) -> Any:
         if not isinstance(value, dict) or "_delete_" in value:
             return value
-        if isinstance(base, dict):
-            other = top and key in choices and value.get("type") not in (None, base.get("type"))
-            return {**value, "_delete_": True} if other else value
         if isinstance(base, str) and base.startswith("$"):
             raise UserError(
                 f"{key}={dict(value)!r} would replace {base!r} of the base: change {base[1:]} at the top level, or "
                 "say that you mean it by _delete_=True in the group"
             )
-        return {**value, "_delete_": True}
+        if isinstance(base, dict):
+            replaces = top and key in choices and value.get("type") not in (None, base.get("type"))
+        else:
+            replaces = base is None or (top and may(key))
+        return {**value, "_delete_": True} if replaces else value
 
     def merge(a: Any, b: Any, allow_list_keys: bool = False) -> Any:
+        nonlocal depth
         if isinstance(b, dict) and not allow_list_keys:  # that is for overrides
-            top = "model" in b  # a whole config
+            top = depth == 0
             a = {k: marked(k, value, b[k], top) if k in b else value for k, value in a.items()}
-        return before(a, b, allow_list_keys)
+        depth += 1
+        try:
+            return before(a, b, allow_list_keys)
+        finally:
+            depth -= 1
 
     Config._merge_a_into_b = staticmethod(merge)
     try:

@@ -28,6 +28,7 @@ from spark_seg.config_checks import (
     check_top_level,
     check_values,
     fits,
+    is_judged,
     takes_group,
 )
 from spark_seg.errors import UserError, UserFileNotFoundError, nearest
@@ -110,7 +111,7 @@ def _literal(text: str, key: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return ast.literal_eval(_AsLiteral().visit(ast.parse(text, mode="eval")))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         if re.match(r"dict\s*\(|\[.*\]$|\{.*\}$", text):  # never meant as text
             like = "['text', 1]" if text.startswith("[") else "dict(name='text', other=1)"
             raise UserError(
@@ -144,7 +145,7 @@ def load_config(
 
     path = find_config(name)
     try:
-        with compat.groups_replace_values(CHOICES):
+        with compat.groups_replace_values(is_judged, CHOICES):
             cfg = Config.fromfile(str(path), import_custom_modules=True)
     except UserError:
         raise
@@ -156,7 +157,7 @@ def load_config(
     for key, value in (options or {}).items():
         before = _override(cfg, key, value)
         if changes is not None:
-            changes.append(f"{key}: {before!r} -> {value!r}")
+            changes.append(f"{key}: {'nothing' if before is ... else repr(before)} -> {value!r}")
     unresolved = copy.deepcopy(cfg)
     resolve(cfg)
     # A run's config.py keeps the `'$name'`s, so that overrides of it reach as far as those of the original.

@@ -201,6 +201,11 @@ def takes_group(key: str) -> bool:
     return fits(key, {})
 
 
+def is_judged(key: str) -> bool:
+    """Whether what stands there is looked at, and a wrong kind told in the recipe's words."""
+    return key in RECIPE or key in _LISTS
+
+
 def check_top_level(cfg: "Config", path: "Path") -> None:
     """Every top-level name is known, or starts with an underscore; what every command needs is there.
 

@@ -26,6 +26,9 @@ def check_recipe(cfg: "Config", overrides: Mapping[str, Any] | None = None) -> N
             variant that is not the network's; windows too small for it; a metric that is none; a choice for the
             encoder's training beside `freeze_backbone`.
     """
+    for key in ("work_dir", "experiment_name"):
+        if not isinstance(cfg.get(key), str | None):
+            raise UserError(f"{key}={cfg[key]!r}: give text")
     _check_per_class(cfg.model, int(cfg.num_classes), "model")
     schedule = cfg.get("schedule")
     name = schedule.get("type") if isinstance(schedule, dict) else schedule
@@ -60,8 +63,10 @@ def _check_variant(cfg: "Config") -> None:
 
     backbone = cfg.model.get("backbone") or {}
     layers = backbone.get("num_layers")
-    widths: Any = (backbone.get("embed_dims"), tuple(layers or ()))
-    built = NETWORKS.get(widths)
+    if not isinstance(layers, list | tuple):
+        return
+    told = (backbone.get("embed_dims"), tuple(layers))
+    built = next((name for network, name in NETWORKS.items() if network == told), None)
     named = cfg.get("variant")
     if built is not None and named in NETWORKS.values() and named != built:
         raise UserError(
@@ -75,7 +80,11 @@ def _check_window(cfg: "Config") -> None:
     from mmseg.registry import TRANSFORMS
 
     for step in cfg.train_dataloader.dataset.get("pipeline") or []:
-        if step.get("type") == "RandomWarp" and step.get("crop") is not None:
+        if (
+            isinstance(step, Mapping)
+            and step.get("type") == "RandomWarp"
+            and step.get("crop") is not None
+        ):
             side = min(TRANSFORMS.build(step).crop)
             if side < _LEAST_SIDE:
                 raise UserError(f"crop_size makes windows of {side} px: give {_LEAST_SIDE} or more")

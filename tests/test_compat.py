@@ -279,18 +279,25 @@ def test_groups_over_values_only_inside() -> None:
 
     stock = vars(Config)["_merge_a_into_b"]
     given = {"a": {"b": {"c": 1}}, "d": {"e": 2}, "f": {"_delete_": True, "g": 3}, "h": 4}
-    base = {"a": {"b": "text", "i": 5}, "d": [6], "f": None, "h": {"j": 7}}
-    with compat.groups_replace_values(), compat.groups_replace_values():
+    base = {"a": {"b": None, "i": 5}, "d": [6], "f": None, "h": {"j": 7}}
+    with compat.groups_replace_values(lambda key: key != "x", {"k"}):
         merged = Config._merge_a_into_b(given, base)
         # what mmengine's own overrides do to lists stays
         listed = Config._merge_a_into_b({"a": {"0": {"b": 2}}}, {"a": [{"b": 1, "c": 3}]}, True)
+        other = Config._merge_a_into_b({"k": {"type": "b"}}, {"k": {"type": "a", "l": 1}})
+        below = Config._merge_a_into_b({"m": {"k": {"type": "b"}}}, {"m": {"k": {"l": 1}}})
         with pytest.raises(UserError, match="change x at the top level"):
             Config._merge_a_into_b({"a": {"b": 1}}, {"a": "$x"})
+        with pytest.raises(TypeError, match="x="):  # no group may stand there
+            Config._merge_a_into_b({"x": {"b": 1}}, {"x": "text"})
+        with pytest.raises(TypeError, match="b="):
+            Config._merge_a_into_b({"a": {"b": {"c": 1}}}, {"a": {"b": "text"}})
     assert merged == {"a": {"b": {"c": 1}, "i": 5}, "d": {"e": 2}, "f": {"g": 3}, "h": 4}
-    assert base == {"a": {"b": "text", "i": 5}, "d": [6], "f": None, "h": {"j": 7}}
+    assert base == {"a": {"b": None, "i": 5}, "d": [6], "f": None, "h": {"j": 7}}
     assert given["d"] == {"e": 2}
     assert listed == {"a": [{"b": 2, "c": 3}]}
+    assert (other, below) == ({"k": {"type": "b"}}, {"m": {"k": {"type": "b", "l": 1}}})
     assert vars(Config)["_merge_a_into_b"] is stock
-    with pytest.raises(ZeroDivisionError), compat.groups_replace_values():
+    with pytest.raises(ZeroDivisionError), compat.groups_replace_values(lambda key: True):
         _ = 1 / 0
     assert vars(Config)["_merge_a_into_b"] is stock

@@ -270,3 +270,30 @@ def test_another_kind_of_choice_replaces_the_bases_group(tmp_path: Path) -> None
     assert load_config(last).class_weights == {"type": "effective_number"}
     same = child(tmp_path / "same.py", 'loss = dict(type="ohem", min_kept=0.1)', other)
     assert load_config(same).loss == {"type": "ohem", "threshold": 0.6, "min_kept": 0.1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "log_level = dict(a=1)",
+        "default_scope = dict(a=1)",
+        "strategy = dict(type=dict(a=1))",
+        "val_evaluator = dict(type=dict(a=1))",
+        "model = dict(backbone=dict(embed_dims=dict(a=1)))",
+    ],
+)
+def test_group_where_none_belongs(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"mine\.py cannot be loaded: TypeError") as e:
+        load_config(child(tmp_path / "mine.py", text))
+    assert "\n" not in str(e.value)
+
+
+def test_group_for_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"work_dir=\{'a': 1\}: give text"):
+        load_config(child(tmp_path / "mine.py", "work_dir = dict(a=1)"))
+
+
+@pytest.mark.parametrize("text", ["tta={[1]:2}", "mosaic={{'x':1}}"])
+def test_literals_that_python_refuses(text: str) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        parse_options([text])

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,17 @@ def test_groups_may_be_written_as_json() -> None:
 def test_a_list_of_bare_words_is_told(text: str) -> None:
     with pytest.raises(UserError, match="cannot be read; text inside wants quotes"):
         parse_options([text])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_pipeline": ["x"]},
+        {"variant": "b0", "model.backbone.num_layers": 3},
+        {"variant": "b0", "model.backbone.embed_dims": [1]},
+    ],
+)
+def test_shapes_that_the_checks_do_not_expect(options: dict[str, Any]) -> None:
+    """Whether it is told here or where the part is built: no traceback."""
+    with suppress(UserError):
+        load_config("segformer_b0_spark", options)

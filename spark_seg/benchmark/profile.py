@@ -28,7 +28,9 @@ def torch_times(call: Callable[[], Any], cuda: bool) -> dict[str, float]:
             torch.cuda.synchronize()
     times: Counter[str] = Counter()
     for event in found.key_averages():
-        if not event.key.startswith("ProfilerStep"):
+        on_device = event.device_type != torch.autograd.DeviceType.CPU
+        # an operator's device time is that of its kernels, which are events of their own
+        if on_device == cuda and not event.key.startswith("ProfilerStep"):
             spent = event.self_device_time_total if cuda else event.self_cpu_time_total
             times[event.key] += spent / 1e3 / _CALLS
     return dict(times)
@@ -90,6 +92,9 @@ def show(
     variant, case, size, batch = (about[key] for key in ("variant", "case", "size", "batch"))
     for way in ways:
         if way not in PROFILED or (way == "openvino" and case.endswith("int8")):
+            print(
+                f"{case} {variant} {size}, batch {batch}, {way}: no profile of this way", flush=True
+            )
             continue
         if way == "openvino":
             times = openvino_times(variant, size, batch, case.removeprefix("infer_"))

@@ -15,7 +15,7 @@ _TRAINED = ("image_size", "model.data_preprocessor.mean", "model.data_preprocess
 
 def run_of(checkpoint: str | Path) -> Path | None:
     """The folder of the run that wrote a checkpoint, or None for a file of elsewhere."""
-    path = Path(checkpoint).absolute()
+    path = Path(checkpoint).resolve()
     for folder in (path, path.parent.parent):
         if (folder / "config.py").is_file() and (folder / "checkpoints").is_dir():
             return folder
@@ -26,7 +26,7 @@ def results_folder(work_dir: str | Path, checkpoint: str | Path, split: str) -> 
     """Where an evaluation's files go by default: beside a run's own results, not over them, for another's weights."""
     work, run = Path(work_dir), run_of(checkpoint)
     own = work / f"test_{split}"
-    if run is None or run == work.absolute() or not (work / "checkpoints").is_dir():
+    if run is None or run == work.resolve() or not (work / "checkpoints").is_dir():
         return own
     return work / f"test_{split}_{run.name}"
 
@@ -40,7 +40,7 @@ def tell_differences(cfg: "Config", checkpoint: str | Path, config: str) -> None
         config: What the command line gave as the config.
     """
     run = run_of(checkpoint)
-    if run is None or (run / "config.py") == Path(config).absolute():
+    if run is None or (run / "config.py") == Path(config).resolve():
         return
     from spark_seg.config import load_config
 

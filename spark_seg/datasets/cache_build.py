@@ -83,11 +83,11 @@ def build_cache(
     done = Built(touched=refresh_stamps(root, shards, workers, tell=not thorough))
     todo = [shard for shard in shards if not is_current(shard, root, thorough)]
     done.packs = len(shards) - len(todo)
+    for folder in {shard.path.parent for shard in shards}:
+        remove_leftovers(folder)
     if not todo:
         return done
     reuse_memory()
-    for folder in {shard.path.parent for shard in todo}:
-        remove_leftovers(folder)
     # another order in each process: where several build, they meet late
     random.Random(os.getpid()).shuffle(todo)
     started = {shard.path: _inode(shard.path) for shard in todo}

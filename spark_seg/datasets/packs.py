@@ -158,8 +158,15 @@ def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes of this machine had begun to write in a folder of packs."""
     host = socket.gethostname()
     for ending in ("pack", "stamps"):
-        for path in folder.glob(f"*.{ending}.{host}.*.tmp"):
-            number = path.name.split(".")[-2]
+        ours = [
+            (path, path.name.split(".")[-2]) for path in folder.glob(f"*.{ending}.{host}.*.tmp")
+        ]
+        # as `atomic.replacing` names them, by which staging copies packs
+        ours += [
+            (path, path.name.removeprefix(f"{host}.").split(".")[0])
+            for path in folder.glob(f"{host}.*.{ending}.tmp")
+        ]
+        for path, number in ours:
             if number.isdigit() and not Path("/proc", number).exists():
                 with suppress(OSError):
                     path.unlink()

@@ -14,9 +14,9 @@ from torch import nn
 from spark_seg.errors import UserError, nearest
 
 OPTIONS = ("backend", "mode", "fullgraph", "options")
-# All blocks are one code to torch, which counts their graphs together: four stages, one of them twice, for training,
-# for validation, and again for a last batch that is smaller. Beyond the limit it leaves blocks uncompiled.
-_GRAPHS = 64
+# All blocks are one code to torch, which counts their graphs together and leaves blocks uncompiled beyond its limit. At
+# most each block has its own (without `accelerate`): for training, for validation, and again for smaller last batches.
+_TIMES = 4
 
 
 def compile_options(value: Any) -> dict[str, Any] | None:
@@ -92,8 +92,6 @@ def compile_regions(model: nn.Module, value: Any, training: bool) -> str | None:
 
     from spark_seg.models.fast_segformer import TensorDropPath
 
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, _GRAPHS)
     count = 0
     for module in list(model.modules()):
         if training and type(module) is DropPath and module.drop_prob:
@@ -106,6 +104,11 @@ def compile_regions(model: nn.Module, value: Any, training: bool) -> str | None:
                 **options
             )  # the head itself is entered by `loss` and `predict`
             count += 1
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, _TIMES * count)
+    dynamo.accumulated_recompile_limit = max(
+        dynamo.accumulated_recompile_limit, 2 * dynamo.recompile_limit
+    )
     text = f"compile: {count} regions are built at the first steps"
     if training and not torch.cuda.is_available():
         text += "; on a CPU Inductor makes training slower than the accelerated model: compile=False is faster here"

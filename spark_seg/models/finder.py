@@ -4,6 +4,8 @@ Two passes by one set of weights ask it to see whole frames and crops alike. Wit
 trained on what it sees; the finder may be a smaller variant, so that a finer first pass costs little.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,9 @@ class Finder:
         if not self._ready:
             self._prepare(inputs.device)
         mine, theirs = self.network.data_preprocessor, self._theirs
-        if not (torch.equal(mine.mean, theirs.mean) and torch.equal(mine.std, theirs.std)):
+        if hasattr(mine, "mean") and not (
+            torch.equal(mine.mean, theirs.mean) and torch.equal(mine.std, theirs.std)
+        ):
             inputs = inputs * (theirs.std / mine.std) + (theirs.mean - mine.mean) / mine.std
         return self.network(inputs, mode="tensor")
 
@@ -71,10 +75,12 @@ class Finder:
 
 
 def finder_identity(folder: str | Path) -> str:
-    """Digest of the weights that a `Finder` of this folder has."""
+    """Digest of all that a `Finder` of this folder computes by: weights, network, normalisation."""
     from spark_seg.submission.run import weights_digest
 
-    return weights_digest(_read(folder)[1])
+    cfg, weights = _read(folder)
+    network = json.dumps([cfg.model, cfg.get("accelerate", True)], default=str, sort_keys=True)
+    return hashlib.sha256((weights_digest(weights) + network).encode()).hexdigest()
 
 
 def _read(folder: str | Path) -> tuple[Any, dict[str, Tensor]]:
@@ -82,6 +88,9 @@ def _read(folder: str | Path) -> tuple[Any, dict[str, Tensor]]:
     from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.engine.folder import BEST_FILE
 
+    if not isinstance(folder, str | Path):
+        raise UserError(f"finder={folder!r}: give the folder of a finished run")
+    folder = Path(folder).expanduser()
     config, best = Path(folder) / "config.py", Path(folder) / "checkpoints" / BEST_FILE
     missing = [path for path in (config, best) if not path.is_file()]
     if missing:

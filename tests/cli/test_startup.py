@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -34,11 +35,14 @@ def test_the_first_iteration_comes_in_time(tmp_path: Path) -> None:
             text=True,
         ) as process:
             assert process.stdout is not None
+            kill = threading.Timer(300, process.kill)  # a training that hangs
+            kill.start()
             said = []
             for line in process.stdout:
                 said.append(line)
                 if first is None and "step 1/" in line:
                     first = time.monotonic() - start
+        kill.cancel()
         assert process.returncode == 0, "".join(said)[-3000:]
         assert first is not None, "".join(said)[-3000:]
         waits.append(first)

@@ -109,3 +109,11 @@ def test_compiled_prediction_shares_graphs(build_model: Callable[..., nn.Module]
     with torch.no_grad():
         model(torch.randn(2, 3, 64, 64))
     assert len(graphs) <= 4 + 1, "four stages and the head's fusion"
+
+
+def test_the_limit_grows_with_the_network(build_model: Callable[..., nn.Module]) -> None:
+    """Every block of the largest variant may have graphs of its own: training, validation, smaller last batches."""
+    torch._dynamo.config.recompile_limit = 8
+    compile_regions(build_model("b5"), True, training=True)
+    assert torch._dynamo.config.recompile_limit >= 4 * 52
+    assert torch._dynamo.config.accumulated_recompile_limit >= 4 * 52

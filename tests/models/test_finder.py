@@ -119,18 +119,40 @@ def test_validation_equals_test_and_infer_knows_it(tree: Path, tmp_path: Path) -
 
 
 def test_views_are_the_finders_too(tree: Path, tmp_path: Path) -> None:
-    from spark_seg.evaluation.run import evaluate
+    """With `tta` the first pass averages the finder's views, not the network's."""
+    from spark_seg.models.tta import make_tta
 
-    network = run_folder(tmp_path / "finder", tree)
-    cfg = two_passes(tree, tmp_path / "run", model__finder=str(tmp_path / "finder"), tta=4)
-    weights = tmp_path / "weights.pth"
-    torch.save(network.state_dict(), weights)
-    one = evaluate(cfg, weights, strategy="single", resamples=0)
-    same = two_passes(tree, tmp_path / "run", tta=4)
-    # a finder with the network's own weights changes nothing
-    assert np.array_equal(
-        one.confusion, evaluate(same, weights, strategy="single", resamples=0).confusion
-    )
+    run_folder(tmp_path / "finder", tree)
+    model = segmentor(tree, tmp_path, model__finder=str(tmp_path / "finder"))
+    asked: list[int] = []
+
+    def finder(x: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        return model.finder(x)
+
+    coarse = torch.randn(2, 3, 32, 32)
+    tta = make_tta(4)
+    with torch.no_grad():
+        plain = model._first_pass(finder, coarse, None)
+        several = model._first_pass(finder, coarse, tta)
+        own = model._first_pass(model._forward, coarse, tta)
+    assert sum(asked) == 2 + 4 * 2
+    assert several.shape[1] == plain.shape[1] == 3
+    assert not torch.allclose(several, own, atol=0.1)
+
+
+def test_without_normalisation(tree: Path, tmp_path: Path) -> None:
+    bare = {"model__data_preprocessor__mean": None, "model__data_preprocessor__std": None}
+    run_folder(tmp_path / "finder", tree, **bare)
+    model = segmentor(tree, tmp_path, model__finder=str(tmp_path / "finder"), **bare)
+    with torch.no_grad():
+        assert model.finder(torch.randn(1, 3, 32, 32)).shape == (1, 3, 8, 8)
+    with pytest.raises(
+        UserError, match="a preprocessor with mean and std False, the segmentor True"
+    ):
+        segmentor(tree, tmp_path, model__finder=str(tmp_path / "finder"))
+    with pytest.raises(UserError, match="finder=5: give the folder"):
+        segmentor(tree, tmp_path, model__finder=5)
 
 
 def test_what_cannot_be_a_finder_in_one_line(tree: Path, tmp_path: Path) -> None:
