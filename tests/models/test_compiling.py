@@ -63,6 +63,19 @@ def test_refused(stage: int, options: dict[str, Any]) -> None:
     require_compilable({"compile": True, **options}, stage, training=False)
 
 
+def compiled_with_a_count(model: Any, training: bool) -> list[Any]:
+    """The graphs that torch hands over from now on."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile_regions(model, {"backend": backend}, training=training)
+    return graphs
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_no_block_is_left_out(build_model: Callable[..., nn.Module], fast: bool) -> None:
     """A training with its validation, and smaller last batches: every graph is of a stage, and torch's limit is far."""
@@ -71,14 +84,7 @@ def test_no_block_is_left_out(build_model: Callable[..., nn.Module], fast: bool)
     model: Any = build_model("b2")
     if fast:
         accelerate(model)
-    graphs: list[Any] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compile_regions(model, {"backend": backend}, training=True)
+    graphs = compiled_with_a_count(model, training=True)
     counts = []
     for training, batch in ((True, 2), (False, 2), (False, 3), (True, 2), (False, 2)):
         model.train(training)
@@ -98,14 +104,7 @@ def test_compiled_prediction_shares_graphs(build_model: Callable[..., nn.Module]
 
     model: Any = build_model("b2").eval()
     accelerate(model)
-    graphs: list[Any] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compile_regions(model, {"backend": backend}, training=False)
+    graphs = compiled_with_a_count(model, training=False)
     with torch.no_grad():
         model(torch.randn(2, 3, 64, 64))
     assert len(graphs) <= 4 + 1, "four stages and the head's fusion"
