@@ -100,10 +100,11 @@ def load_safetensors(path: Path) -> StateDict:
     try:
         with safe_open(str(path), framework="pt") as file:
             norms = (file.metadata() or {}).get(_NORMS_KEY)
-        _check_norms(norms, path)
-        return with_norms(load_file(str(path)), norms)
+        state = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f"{path} is no whole safetensors file ({e}): copy it again") from e
+    _check_norms(norms, path)
+    return with_norms(state, norms)
 
 
 def _load_folder(path: Path, trust: bool) -> dict[str, torch.Tensor]:
