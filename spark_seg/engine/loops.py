@@ -129,6 +129,7 @@ class SparkTrainLoop(EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Trains to the last epoch."""
+        self.runner.stop.begin()
         accumulated = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
         self.runner.logger.info(
             f"effective batch {self.global_batch} ({self.dataloader.batch_size}{accumulated} x "

@@ -47,22 +47,32 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catches the signals within the block; only the main thread can.
+        """Within the block signals may be caught, from `begin` on; then the former handlers are back.
 
         Of a training that leaves, as one of several tasks of Slurm, the rest of the process hears no SIGTERM and no
         SIGUSR1: srun ends all tasks when the first one has left, and a task that this kills would hide the exit code
         that asks for another start.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        former = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        former = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             yield
         finally:
             deaf = self._leaving and _one_of_many_tasks()
-            for number, handler in former.items():
-                signal.signal(number, signal.SIG_IGN if deaf and number in _LATE else handler)
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in former.items():
+                    signal.signal(number, signal.SIG_IGN if deaf and number in _LATE else handler)
+
+    def begin(self) -> None:
+        """Catches the signals from now on, where this is the main thread: there is a training that can be saved.
+
+        Not before: while processes still meet in new groups, one whose peer has died would wait for it and end on no
+        signal. After this no group is made, and those that exist notice a death at once.
+        """
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            self._group = torch.distributed.new_group(backend="gloo")
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.number == signal.SIGINT and number == signal.SIGINT:
@@ -80,10 +90,8 @@ class StopRequest:
 
         The few bytes go over gloo on the CPU, so no GPU is waited for.
         """
-        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-            return self.number
         if self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
+            return self.number
         flag = torch.tensor([self.number])
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self._group)
         return int(flag)

@@ -144,6 +144,32 @@ def trainings(jobs: list[dict[str, Any]]) -> None:
     leave()
 
 
+def no_group_within(jobs: list[dict[str, Any]]) -> None:
+    """As `trainings`; a process group that one of them makes after it has begun to catch signals is an error."""
+    from spark_seg.engine.stop import StopRequest
+
+    begin, new_group, within = StopRequest.begin, torch.distributed.new_group, []
+
+    def beginning(self: StopRequest) -> None:
+        begin(self)
+        within.append(True)
+
+    def making(*args: Any, **kwargs: Any) -> Any:
+        assert not within, "here a process would wait for one that has died"
+        return new_group(*args, **kwargs)
+
+    with (
+        mock.patch.object(StopRequest, "begin", beginning),
+        mock.patch.object(torch.distributed, "new_group", making),
+        mock.patch.object(torch.distributed.distributed_c10d, "new_group", making),
+    ):
+        for job in jobs:
+            within.clear()
+            train_once(**job)
+            assert within, "it has begun"
+    leave()
+
+
 def leave() -> None:
     """Ends the process group in good order."""
     if torch.distributed.is_initialized():

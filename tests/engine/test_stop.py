@@ -53,6 +53,7 @@ def test_on_its_way_out(
 
     def leave() -> None:
         with request.listening():
+            request.begin()
             os.kill(os.getpid(), number)
             assert request.agreed() == number
             request.leave(number, "step 3")
@@ -74,7 +75,10 @@ def test_a_training_that_ends_by_itself_leaves_the_handlers(
     process = ProcessEnvironment(0, 2, launcher="slurm")
     monkeypatch.setattr(stop, "this_process", lambda: process)
     former = {n: signal.getsignal(n) for n in stop.SIGNALS}
-    with StopRequest(logging.getLogger("test")).listening():
+    request = StopRequest(logging.getLogger("test"))
+    with request.listening():
+        assert {n: signal.getsignal(n) for n in stop.SIGNALS} == former, "nothing to save yet"
+        request.begin()
         assert signal.getsignal(signal.SIGTERM) is not former[signal.SIGTERM]
     assert {n: signal.getsignal(n) for n in stop.SIGNALS} == former
 
@@ -91,6 +95,21 @@ def wait_for_steps(run: Group, folder: Path, count: int) -> None:
         assert run.running, run.output()
         assert time.monotonic() < end, run.output()
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_group_is_made_while_signals_are_caught(template: Template, tmp_path: Path) -> None:
+    """It would be waited for by a process whose peer has died, deaf to the launcher's SIGTERM."""
+    tree = tiny.make_tree(tmp_path / "tree", train=8, val=1, size=64)
+    options = {key.replace(".", "__"): value for key, value in OPTIONS.items()}
+    options |= {"epochs": 2, "val_every": 1, "checkpoint_steps": 3}
+    jobs = [
+        {"tree": str(tree), "folder": str(tmp_path / f"stage{stage}"), "options": given}
+        for stage in (0, 1, 2, 3)
+        for given in [{**options, "zero_stage": stage}]
+    ]
+    template.start("rank_tasks:no_group_within", [jobs]).done()
 
 
 @pytest.mark.slow
