@@ -51,7 +51,7 @@ def run(
     model.zero_grad(set_to_none=True)
     torch.manual_seed(3)
     out = model(x)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
     (out * weight).mean().backward()
     for handle in handles:
         handle.remove()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from spark_seg.compat import capture_in_this_thread
@@ -91,23 +92,24 @@ class RecordedTraining:
     """A module's forward and backward pass, replayed in training; everything else computes as ever.
 
     The recording of a shape is made at its third step. What it needs: no gradients accumulated over steps (`.grad` may
-    be the recording's own memory), no hooks on the module, parameters that stay where they are. Drop path and dropout
-    draw anew at each replay. A second call before the backward pass of the first computes as ever too, as the
-    activations of the first lie in the recording.
+    be the recording's own memory), one backward pass for each forward pass, no hooks on the module, parameters that
+    stay where they are. Drop path and dropout draw anew at each replay. A second call before the backward pass of the
+    first computes as ever too, as the activations of the first lie in the recording.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module, self._plain = module, module.forward
         self._replays: dict[Any, Callable[..., Any]] = {}
         self._steps: Counter[Any] = Counter()
-        self._last: Callable[[], Any] = lambda: None  # the last replay's output while it lives
+        # the node of the last replay in autograd's graph, until its backward pass is done or the graph is dropped
+        self._awaited: Callable[[], Any] = _nothing
         module.forward = self
 
     def __call__(self, *args: Any) -> Any:
         """The module's forward."""
         given = tree_leaves(args)
         training = self._module.training and torch.is_grad_enabled()
-        if not training or not all(x.is_cuda for x in given) or self._last() is not None:
+        if not training or not all(x.is_cuda for x in given) or self._awaited() is not None:
             return self._plain(*args)
         low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         key = (low, *((x.shape, x.stride(), x.dtype, x.requires_grad) for x in given))
@@ -117,8 +119,14 @@ class RecordedTraining:
                 return self._plain(*args)
             self._replays[key] = self._record(args, low)
         found = self._replays[key](*args)
-        self._last = weakref.ref(tree_leaves(found)[0])
+        node = tree_leaves(found)[0].grad_fn
+        if node is not None:
+            node.register_hook(self._arrived)
+            self._awaited = weakref.ref(node)
         return found
+
+    def _arrived(self, *_: Any) -> None:
+        self._awaited = _nothing
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecordedTraining":
         """A copy of the module has recordings of its own: these hold the parameters of this one."""
@@ -126,12 +134,26 @@ class RecordedTraining:
         memo[id(self)] = copied
         copied._module = copy.deepcopy(self._module, memo)
         copied._plain = copy.deepcopy(self._plain, memo)
-        copied._replays, copied._steps, copied._last = {}, Counter(), lambda: None
+        copied._replays, copied._steps, copied._awaited = {}, Counter(), _nothing
         return copied
 
     def _record(self, args: tuple[Any, ...], low: torch.dtype | None) -> Callable[..., Any]:
         module = self._module
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise UserError(
+                f"cuda_graphs: the {type(module).__name__} has hooks, which a recording would miss: set "
+                "cuda_graphs=False"
+            )
         samples = tree_map(lambda x: x.detach().clone().requires_grad_(x.requires_grad), args)
+        # A parameter's own node in autograd's graph belongs to the stream of the step that made it, and lives as long
+        # as that step's loss or a hook of DeepSpeed's: the recording would have to wait for a stream outside it.
+        names, parameters = zip(*module.named_parameters(), strict=True)
+        aliases = [p.detach().requires_grad_(p.requires_grad) for p in parameters]
+
+        def forward(*given: Any) -> Any:
+            inputs, tensors = given[: len(args)], given[len(args) :]
+            return functional_call(module, dict(zip(names, tensors, strict=True)), inputs)
+
         buffers = [b.clone() for b in module.buffers()]  # recording runs the module: norms count
         random = torch.cuda.get_rng_state()
         module.forward = self._plain
@@ -142,8 +164,7 @@ class RecordedTraining:
         torch.clear_autocast_cache()
         try:
             with low_precision, capture_in_this_thread():
-                torch.cuda.make_graphed_callables(module, samples)
-            replay: Callable[..., Any] = module.forward
+                replay: Any = torch.cuda.make_graphed_callables(forward, (*samples, *aliases))
         except RuntimeError as error:
             raise UserError(
                 f"cuda_graphs: the {type(module).__name__} cannot be recorded here, set cuda_graphs=False: {error}"
@@ -154,7 +175,11 @@ class RecordedTraining:
             with torch.no_grad():
                 for buffer, before in zip(module.buffers(), buffers, strict=True):
                     buffer.copy_(before)
-        return replay
+        return lambda *given: replay(*given, *parameters)
+
+
+def _nothing() -> None:
+    return None
 
 
 def record_training(model: Any) -> None:

@@ -67,7 +67,11 @@ def test_replays_compute_anew() -> None:
 
 
 @gpu
-def test_training_replays_are_plain_steps(build_model: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_training_replays_are_plain_steps(
+    build_model: Callable[..., nn.Module], held: bool
+) -> None:
+    """Also where parameters' nodes outlive a step, as `loss` does here and DeepSpeed's hooks on parameters do."""
     from spark_seg.models.fast_segformer import accelerate
 
     losses, models = [], []
@@ -78,6 +82,7 @@ def test_training_replays_are_plain_steps(build_model: Callable[..., nn.Module])
         if graphs:
             record_training(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        nodes = [p.expand_as(p).grad_fn.next_functions for p in model.parameters()] if held else []
         torch.manual_seed(1)
         losses.append([])
         for _ in range(7):
@@ -87,6 +92,7 @@ def test_training_replays_are_plain_steps(build_model: Callable[..., nn.Module])
             optimizer.zero_grad()
             losses[-1].append(loss.item())
         models.append(model.state_dict())
+        assert len(nodes) == held * len(list(model.parameters()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     for name, value in models[0].items():
         assert torch.allclose(models[1][name].float(), value.float(), rtol=1e-3, atol=1e-4), name
