@@ -17,9 +17,9 @@ step() { echo && echo "== $1"; }
 train() {
     local options=()
     if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-        options=(--cfg-options epochs=25 val_every=25)
+        options=(--cfg-options epochs=27 val_every=27)
     elif grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
-        options=(--cfg-options precision=bf16 epochs=25 val_every=25)
+        options=(--cfg-options precision=bf16 epochs=27 val_every=27)
     fi
     "$python" tools/train.py "configs/$config.py" "$@" ${options[@]+"${options[@]}"}  # bash 3.2: an empty array is unbound
 }
