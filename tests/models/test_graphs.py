@@ -1,6 +1,7 @@
 """CUDA graphs change nothing but the time; without a GPU they change nothing at all."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spark_seg.errors import UserError
 from spark_seg.models.graphs import Recorded, RecordedTraining, record_training
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -44,6 +46,112 @@ def test_a_copy_computes_with_its_own_parameters() -> None:
     assert copied.forward._replays == {}
     assert copied(torch.randn(4, 3)).eq(1).all()
     assert not layer(torch.randn(4, 3)).eq(1).all()
+
+
+class Replay(torch.autograd.Function):
+    """A node of Python's in autograd's graph, as the real one is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stands in for a GPU: what would be recorded, which computes plainly here."""
+    found: list[Any] = []
+
+    def make_graphed_callables(function: Any, samples: Any) -> Any:
+        assert all(x.is_leaf for x in torch.utils._pytree.tree_leaves(samples))
+        found.append(samples)
+        module = inspect.getclosurevars(function).nonlocals["module"]
+
+        def replay(*given: Any) -> Tensor:
+            forward = module.__dict__.pop("forward")  # a replay runs no Python
+            try:
+                return Replay.apply(function(*given))
+            finally:
+                module.forward = forward
+
+        return replay
+
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+    return found
+
+
+class TwoScales(nn.Module):
+    """Takes a list and has a buffer, as a decode head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.map = nn.BatchNorm1d(4), nn.Linear(8, 2)
+        self.map.bias.requires_grad_(False)
+
+    def forward(self, scales: list[Tensor]) -> Tensor:
+        return self.map(torch.cat([self.norm(x) for x in scales], 1))
+
+
+def test_a_recording_is_of_the_modules_parameters(recordings: list[Any]) -> None:
+    """Their gradients, the input's and the statistics are those of plain steps; no node of theirs is recorded."""
+    torch.manual_seed(0)
+    plain: Any = TwoScales()
+    module = copy.deepcopy(plain)
+    recorded = RecordedTraining(module)
+    scales = [torch.randn(6, 4, requires_grad=True) for _ in range(2)]
+    others = [x.detach().clone().requires_grad_() for x in scales]
+    for step in range(5):
+        recorded(scales).square().sum().backward()
+        plain(others).square().sum().backward()
+        assert len(recordings) == (step >= 2), "at the third step, once"
+    places = [x.data_ptr() for x in torch.utils._pytree.tree_leaves(recordings[0])[2:]]
+    assert places == [p.data_ptr() for p in module.parameters()]
+    assert not {id(x) for x in recordings[0]} & {id(p) for p in module.parameters()}
+    for (name, ours), theirs in zip(module.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (name == "map.bias")
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+    for x, other in zip(scales, others, strict=True):
+        assert torch.equal(x.grad, other.grad)  # type: ignore[arg-type]
+    assert torch.equal(module.norm.running_mean, plain.norm.running_mean)
+
+
+def test_what_is_awaited(recordings: list[Any]) -> None:
+    """Between a replay and its backward pass, or as long as anything could begin that, calls are plain."""
+    layer = nn.Linear(3, 2)
+    recorded = RecordedTraining(layer)
+    plain = recorded._plain
+    calls: list[int] = []
+    recorded._plain = lambda *x: calls.append(1) or plain(*x)  # type: ignore[func-returns-value]
+    x = torch.randn(4, 3)
+    for _ in range(3):
+        recorded(x).sum().backward()
+    assert recordings
+    calls.clear()
+    first = recorded(x).sum()  # the output is gone, what its backward pass needs is not
+    recorded(x)
+    assert len(calls) == 1
+    first.backward()
+    recorded(x)
+    assert len(calls) == 1, "its loss lives on, its backward pass is over"
+    recorded(x)
+    assert len(calls) == 1, "the one before was dropped"
+
+
+def test_hooks_are_told(recordings: list[Any]) -> None:
+    layer = nn.Linear(3, 2)
+    layer.register_forward_hook(lambda *_: None)
+    recorded = RecordedTraining(layer)
+    x = torch.randn(4, 3)
+    recorded(x), recorded(x)
+    with pytest.raises(UserError, match="the Linear has hooks"):
+        recorded(x)
+    assert not recordings
 
 
 @gpu
