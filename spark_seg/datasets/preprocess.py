@@ -32,13 +32,14 @@ class SparkDataPreProcessor(SegDataPreProcessor):
             shape = inputs[0].shape[-2:]
             for sample in samples or ():
                 labelled = "gt_sem_seg" in sample
-                sample.set_metainfo(
-                    {
-                        "img_shape": shape,
-                        "pad_shape": sample.gt_sem_seg.shape if labelled else None,
-                        "padding_size": (0, 0, 0, 0),
-                    }
-                )
+                padded = sample.gt_sem_seg.shape if labelled else None
+                # `set_metainfo` copies deeply, which takes time and shapes do not need
+                for key, value in (
+                    ("img_shape", shape),
+                    ("pad_shape", padded),
+                    ("padding_size", (0, 0, 0, 0)),
+                ):
+                    sample.set_field(value, key, field_type="metainfo")
         return {"inputs": self._batch(inputs), "data_samples": samples}
 
     def _is_plain(self, inputs: Any, training: bool) -> bool:

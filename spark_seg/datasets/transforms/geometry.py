@@ -6,6 +6,7 @@ Coordinates count from pixel centres: resizing maps x to (x + 0.5) * new / old -
 
 # ruff: noqa: NPY002 - mmengine seeds numpy's global generator, in every loader process
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -368,17 +369,15 @@ def frame_matrix(
         flips: Mirror left and right, top and bottom, after everything else.
     """
     height, width = size
-    theta = np.deg2rad(angle)
-    cos, sin = factor * np.cos(theta), factor * np.sin(theta)
-    linear = np.array([[cos, sin], [-sin, cos]])
-    move = np.asarray(shift) * (width, height)
-    for axis, flip in enumerate(flips):
-        if flip:
-            linear[axis] *= -1
-            move[axis] *= -1
-    linear = linear * (width / source[1], height / source[0])
-    centre_in = np.array([source[1], source[0]]) / 2
-    centre_out = np.array([width, height]) / 2
-    # Continuous coordinates u = x + 0.5: out = linear (u - centre_in) + centre_out + move
-    offset = centre_out + move - linear @ centre_in + linear @ (0.5, 0.5) - 0.5
-    return np.column_stack([linear, offset])
+    theta = math.radians(angle)
+    cos, sin = float(factor) * math.cos(theta), float(factor) * math.sin(theta)
+    # numbers by hand: numpy takes a microsecond for each step, and every sample needs two such maps
+    across, down = width / source[1], height / source[0]
+    rows = []
+    for axis, (x, y, side) in enumerate(((cos, sin, width), (-sin, cos, height))):
+        sign = -1.0 if flips[axis] else 1.0
+        x, y = sign * x * across, sign * y * down
+        # Continuous coordinates u = x + 0.5: out = linear (u - centre_in) + centre_out + move
+        centre_in = x * (source[1] / 2 - 0.5) + y * (source[0] / 2 - 0.5)
+        rows.append((x, y, side / 2 + sign * float(shift[axis]) * side - centre_in - 0.5))
+    return np.array(rows)

@@ -3,6 +3,7 @@
 Coordinates (x, y) count from pixel centres.
 """
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -25,19 +26,23 @@ def quarter_turns(source: tuple[int, int], quarters: int) -> np.ndarray:
 
 def shifted(matrix: np.ndarray, place: tuple[int, int]) -> np.ndarray:
     """The map `[2, 3]` into a window whose top left pixel is `(top, left)` of the old output."""
-    return matrix - np.array([[0, 0, place[1]], [0, 0, place[0]]])
+    moved = matrix.copy()
+    moved[:, 2] -= place[::-1]
+    return moved
 
 
 def scaled_source(matrix: np.ndarray, scale: Sequence[float]) -> np.ndarray:
     """The map `[2, 3]` from a source that was shrunk by `(x, y)`; pixels are counted from their centres."""
-    factors = np.asarray(scale, np.float64)
-    centre = matrix[:, :2] @ (0.5 * factors - 0.5)
-    return np.column_stack([matrix[:, :2] * factors, matrix[:, 2] + centre])
+    x, y = scale
+    found = matrix * (x, y, 1.0)
+    found[:, 2] += matrix[:, 0] * (0.5 * x - 0.5) + matrix[:, 1] * (0.5 * y - 0.5)
+    return found
 
 
 def shrinking(matrix: np.ndarray) -> tuple[float, float]:
     """How many source pixels along (x, y) make one pixel's step in the output."""
-    return 1 / float(np.hypot(*matrix[:, 0])), 1 / float(np.hypot(*matrix[:, 1]))
+    (a, b, _), (c, d, _) = matrix.tolist()
+    return 1 / math.hypot(a, c), 1 / math.hypot(b, d)
 
 
 def warp_image(img: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
