@@ -56,6 +56,8 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
     first_process(forget_first, cfg.work_dir)
     # One process decides for all: a network file system may show each of them something else.
     source = from_first(first_process(find_resume, cfg.work_dir, resume))
+    if source is not None:
+        first_process(tell_changes, cfg, source)
     first_process(_look_at_data, cfg)
     # before the runner: building a model draws random numbers, and the runner sets the seed
     model = from_first(first_process(describe_model, cfg, source is None))
@@ -93,6 +95,23 @@ def find_resume(work_dir: str, resume: bool | str | Path) -> Path | None:
     if found is None:
         print(f"no checkpoint in {work_dir} yet: beginning")
     return found
+
+
+def tell_changes(cfg: "Config", source: Path) -> None:
+    """Says in one line which plain values of the config are others than when the checkpoint's run last began."""
+    from spark_seg.config import load_config
+
+    try:
+        before = load_config(str(source.parent.parent / "config.py"))
+    except UserError:  # a checkpoint that was moved, or of an older version
+        return
+    changed = [
+        f"{key}={value!r}, before {before[key]!r}"
+        for key, value in cfg.items()
+        if key != "work_dir" and not isinstance(value, dict) and before.get(key, value) != value
+    ]
+    if changed:
+        print(f"going on under another config: {'; '.join(changed)}")
 
 
 def _look_at_data(cfg: "Config") -> None:

@@ -64,6 +64,23 @@ def test_it_says_that_the_rate_is_another(tree: Path, tmp_path: Path, capsys: An
     assert "as the config has it" not in " ".join(capsys.readouterr()).split("going on from")[-1]
 
 
+def test_it_says_which_values_are_others(tree: Path, tmp_path: Path, capsys: Any) -> None:
+    other = tiny.make_tree(tmp_path / "other", train=4, val=1, size=64)
+    train(config(tree, tmp_path / "run"), "single")
+    said = []
+    for _ in range(2):
+        capsys.readouterr()
+        train(config(other, tmp_path / "run", epochs=4), "single", resume=True)
+        lines = capsys.readouterr().out.splitlines()
+        said.append([line for line in lines if "another config" in line])
+    first, again = said
+    assert len(first) == 1
+    assert not again, "the values are the same"
+    assert first[0].startswith("going on under another config: ")
+    assert "epochs=4, before 2" in first[0]
+    assert f"data_root={str(other)!r}, before {str(tree)!r}" in first[0]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
