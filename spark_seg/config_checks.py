@@ -94,7 +94,7 @@ RECIPE: dict[str, _Check] = {
     "warmup_lr": _number(),
     "min_lr": _number(),
     "clip_grad": _or_none(_number(above=0)),
-    "zero_stage": _one_of(0, 1, 2, 3),
+    "zero_stage": _one_of("auto", 0, 1, 2, 3),
     "accumulate": _whole(1),
     "ema_decay": _or_none(("a number between 0 and 1", lambda v: _is_number(v) and 0 < v < 1)),
     "max_skipped": _whole(1),

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from spark_seg.engine.checkpoints import apply_state_dict, load_safetensors
-from spark_seg.engine.combinations import ELEMENTWISE, require_possible
+from spark_seg.engine.combinations import ELEMENTWISE, require_possible, zero_stage
 from spark_seg.engine.folder import WEIGHTS_FILE
 from spark_seg.engine.launch import this_process
 from spark_seg.engine.runner import SparkRunner
@@ -41,8 +41,10 @@ def training_runner(
         strategy: `deepspeed`, or `single` for plain PyTorch on one device.
         resume: A whole checkpoint folder to go on from; None to begin.
     """
-    require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
-    require_compilable(cfg, int(cfg.get("zero_stage", 0)) if strategy == "deepspeed" else 0, True)
+    world_size = this_process().world_size
+    require_possible(cfg, strategy, world_size, torch.cuda.is_available())
+    stage = zero_stage(cfg, world_size) if strategy == "deepspeed" else 0
+    require_compilable(cfg, stage, True)
     cfg = copy.deepcopy(cfg)
     cfg.pop("test_dataloader", None)
     from_data(cfg)
@@ -193,6 +195,9 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
     }
     if strategy == "deepspeed":
         cfg.strategy.update(given)
+        cfg.strategy.setdefault("zero_optimization", {})["stage"] = zero_stage(
+            cfg, this_process().world_size
+        )
         if cfg.get("optim_wrapper"):
             _fit_optimizer(cfg)
         if not cfg.get("optim_wrapper"):
@@ -216,8 +221,8 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
 
 def _fit_optimizer(cfg: "Config") -> None:
     """What the ZeRO stage and offloading ask of the optimizer."""
-    zero = cfg.strategy.setdefault("zero_optimization", {"stage": 0})
-    if int(zero.get("stage", 0)) == 0:
+    zero = cfg.strategy.zero_optimization
+    if zero.stage == 0:
         _fuse(cfg)
         return
     optimizer = cfg.optim_wrapper.optimizer

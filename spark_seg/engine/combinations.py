@@ -75,11 +75,10 @@ class Setting:
 
         from spark_seg.engine.trackers import check_trackers
 
-        zero = cfg.strategy.get("zero_optimization") or {}
         here = [] if cuda is None else check_trackers(cfg.get("wandb"), cfg.get("mlflow"))
         return cls(
             strategy=strategy,
-            stage=int(zero.get("stage", 0)) if strategy == "deepspeed" else 0,
+            stage=zero_stage(cfg, world_size) if strategy == "deepspeed" else 0,
             world_size=world_size,
             precision=cfg.get("precision", "auto"),
             offload=cfg.get("offload"),
@@ -94,6 +93,22 @@ class Setting:
             bf16=bool(cuda) and torch.cuda.is_bf16_supported(),
             trackers=tuple(line for _, line in here),
         )
+
+
+def zero_stage(cfg: "Config", world_size: int) -> int:
+    """The ZeRO stage of a config under DeepSpeed.
+
+    `auto` is 1 where several processes share the optimizer, or the CPU keeps it, and 0 in a single process: stages 1
+    and 2 compute the same there, and copy each parameter's gradient to do it.
+
+    Args:
+        cfg: A loaded config.
+        world_size: Processes.
+    """
+    stage = (cfg.strategy.get("zero_optimization") or {}).get("stage", 0)
+    if stage == "auto":
+        return 1 if world_size > 1 or cfg.get("offload") else 0
+    return int(stage)
 
 
 def _type(s: Setting) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spark_seg.atomic import make_folder, write_bytes
-from spark_seg.engine.combinations import require_possible
+from spark_seg.engine.combinations import require_possible, zero_stage
 from spark_seg.engine.memory import StagePlan, stage_plans
 from spark_seg.errors import UserError, UserFileNotFoundError
 
@@ -125,7 +125,7 @@ def make_plan(
         dropped=(per_rank % batch) * world_size if loader.get("drop_last") else 0,
         precision=precision,
         parameters=_parts(model),
-        zero_stage=int(cfg.strategy.get("zero_optimization", {}).get("stage", 0)),
+        zero_stage=zero_stage(cfg, world_size),
         stages=stages,
         notes=tuple(notes),
     )

@@ -9,7 +9,7 @@ import torch
 
 from spark_seg.atomic import make_folder
 from spark_seg.engine.build import training_runner
-from spark_seg.engine.combinations import require_possible
+from spark_seg.engine.combinations import require_possible, zero_stage
 from spark_seg.engine.failures import forget_first, recorded
 from spark_seg.engine.folder import BEST_FILE, newest_whole, require_whole
 from spark_seg.engine.launch import first_process, from_first, start_process_group, this_process
@@ -52,7 +52,8 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
             "DeepSpeed, or start without torchrun and srun"
         )
     require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
-    require_compilable(cfg, int(cfg.get("zero_stage", 0)) if strategy == "deepspeed" else 0, True)
+    stage = zero_stage(cfg, this_process().world_size) if strategy == "deepspeed" else 0
+    require_compilable(cfg, stage, True)
     first_process(forget_first, cfg.work_dir)
     # One process decides for all: a network file system may show each of them something else.
     source = from_first(first_process(find_resume, cfg.work_dir, resume))

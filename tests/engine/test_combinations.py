@@ -8,14 +8,16 @@ import tiny
 import torch
 
 from spark_seg.config import load_config
-from spark_seg.engine import combinations
+from spark_seg.engine import build, combinations
 from spark_seg.engine.build import _set_strategy, synchronise_norms, training_runner
 from spark_seg.engine.combinations import (
     REFUSALS,
     Setting,
     missing_for_offload,
     require_possible,
+    zero_stage,
 )
+from spark_seg.engine.launch import ProcessEnvironment
 from spark_seg.engine.plan import make_plan
 from spark_seg.engine.train import train
 from spark_seg.errors import UserError
@@ -46,7 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "lbfgs": ({"optim_wrapper.optimizer": {"type": "LBFGS"}}, {}, "use AdamW"),
     "zero-optimizer": (
         {"optim_wrapper.optimizer": {"type": "Adafactor"}},
-        {},
+        {"world_size": 2},
         "Adafactor with zero_stage=1",
     ),
     "checkpointing-frozen": (
@@ -94,6 +96,30 @@ def test_refused_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert "\n" not in str(caught.value)
     setting = Setting.of(config(options), **given)
     assert [r.name for r in REFUSALS if r.applies(setting)] == [name], "one reason, the right one"
+
+
+@pytest.mark.parametrize(
+    ("options", "world_size", "stage"),
+    [
+        ({}, 1, 0),
+        ({}, 2, 1),
+        ({"offload": "optimizer"}, 1, 1),
+        ({"zero_stage": 1}, 1, 1),
+        ({"zero_stage": 3}, 8, 3),
+        ({"optimizer": "MuonAdamW"}, 1, 0),
+    ],
+)
+def test_the_zero_stage_that_is_left_to_the_number_of_processes(
+    options: dict[str, Any], world_size: int, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the checks, in the dry run and in what DeepSpeed is given alike."""
+    cfg = config(options)
+    assert zero_stage(cfg, world_size) == stage
+    assert Setting.of(cfg, "deepspeed", world_size, None).stage == stage
+    assert make_plan(cfg, world_size).zero_stage == stage
+    monkeypatch.setattr(build, "this_process", lambda: ProcessEnvironment(0, world_size))
+    _set_strategy(cfg, "deepspeed", None)
+    assert cfg.strategy.zero_optimization.stage == stage
 
 
 def test_the_default_is_refused_nowhere() -> None:
@@ -291,7 +317,7 @@ def test_activation_checkpointing_changes_no_number(fast: bool) -> None:
 def test_the_large_variants_have_stage_2() -> None:
     for variant, stage in {"b0": 1, "b1": 1, "b2": 1, "b3": 1, "b4": 2, "b5": 2}.items():
         cfg = load_config(f"segformer_{variant}_spark", {"pretrained": None})
-        assert cfg.strategy.zero_optimization.stage == stage
+        assert zero_stage(cfg, 2) == stage
 
 
 @pytest.mark.slow  # compiles for minutes where it was not compiled yet

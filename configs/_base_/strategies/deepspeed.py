@@ -1,5 +1,6 @@
 # DeepSpeed with ZeRO: 0 replicates everything, 1 partitions the optimizer, 2 the gradients too, 3 the weights too.
-zero_stage = 1
+# auto: 0 in one process, where nothing can be partitioned and bookkeeping costs time; 1 in several and with `offload`.
+zero_stage = "auto"
 clip_grad = 1.0  # largest gradient norm
 accumulate = 1  # micro batches in an optimizer step; epochs and schedules count optimizer steps
 ema_decay = None  # 0.999: validate, choose and export an average of the weights
