@@ -201,9 +201,14 @@ def resolve(cfg: "Config") -> None:
         cfg[key] = walk(cfg[key], key, ())
 
 
+def unresolved(cfg: "Config") -> "Config":
+    """A loaded config with overrides but with every `'$name'` as it was written."""
+    return vars(cfg).get("_unresolved") or cfg
+
+
 def unresolved_text(cfg: "Config") -> str:
-    """A loaded config as Python text, with overrides but with every `'$name'` as it was written."""
-    return (vars(cfg).get("_unresolved") or cfg).pretty_text
+    """As `unresolved`, as Python text."""
+    return unresolved(cfg).pretty_text
 
 
 def _first_line(error: BaseException) -> str:

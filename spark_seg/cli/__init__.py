@@ -4,6 +4,7 @@ Modules here import argparse and nothing heavy at the top, so that `--help` answ
 """
 
 import atexit
+import contextlib
 import errno
 import importlib
 import os
@@ -74,7 +75,7 @@ def call(
         code = main(list(argv) if argv is not None else None)
     except UserError as e:
         if getattr(e, "quiet", False):  # another process tells it
-            raise SystemExit(2) from None
+            _leave(2)
         _fail(_message(e), 2)
     except KeyboardInterrupt as e:
         code = getattr(e, "code", 130)
@@ -83,11 +84,11 @@ def call(
         if getattr(e, "at_once", False):  # everything is saved and closed
             sys.stdout.flush()
             os._exit(code)
-        raise SystemExit(code) from None
+        _leave(code)
     except BrokenPipeError:
         # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        _leave(1)
     except OSError as e:
         told = _file_error(e)
         if told is None:
@@ -153,7 +154,8 @@ def _leave(code: int) -> NoReturn:
         and distributed.get_world_size() > 1
     ):
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the reader may have gone
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

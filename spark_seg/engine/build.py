@@ -195,9 +195,9 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
     }
     if strategy == "deepspeed":
         cfg.strategy.update(given)
-        cfg.strategy.setdefault("zero_optimization", {})["stage"] = zero_stage(
-            cfg, this_process().world_size
-        )
+        zero = cfg.strategy.get("zero_optimization") or {}
+        stage = zero_stage(cfg, this_process().world_size)
+        cfg.strategy.zero_optimization = {**zero, "stage": stage}
         if cfg.get("optim_wrapper"):
             _fit_optimizer(cfg)
         if not cfg.get("optim_wrapper"):

@@ -98,16 +98,19 @@ class Setting:
 def zero_stage(cfg: "Config", world_size: int) -> int:
     """The ZeRO stage of a config under DeepSpeed.
 
-    `auto` is 1 where several processes share the optimizer, or the CPU keeps it, and 0 in a single process: stages 1
-    and 2 compute the same there, and copy each parameter's gradient to do it.
+    `auto` is 1 where several processes share the optimizer, or the CPU keeps it, and 0 in a single process, where
+    nothing is partitioned: stages 1 and 2 copy each parameter's gradient there and change nothing (fp32) or round it
+    on its way (bf16, fp16).
 
     Args:
         cfg: A loaded config.
         world_size: Processes.
     """
-    stage = (cfg.strategy.get("zero_optimization") or {}).get("stage", 0)
+    zero = cfg.strategy.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
     if stage == "auto":
-        return 1 if world_size > 1 or cfg.get("offload") else 0
+        offload = cfg.get("offload") or zero.get("offload_optimizer") or zero.get("offload_param")
+        return 1 if world_size > 1 or offload else 0
     return int(stage)
 
 

@@ -66,7 +66,8 @@ class StopRequest:
         """Catches the signals from now on, where this is the main thread: there is a training that can be saved.
 
         Not before: while processes still meet in new groups, one whose peer has died would wait for it and end on no
-        signal. After this no group is made, and those that exist notice a death at once.
+        signal. After this no group is made, and gloo's notice a death at once (on NCCL's the launcher's SIGKILL ends
+        those that wait).
         """
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             self._group = torch.distributed.new_group(backend="gloo")

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -99,20 +99,28 @@ def find_resume(work_dir: str, resume: bool | str | Path) -> Path | None:
 
 
 def tell_changes(cfg: "Config", source: Path) -> None:
-    """Says in one line which plain values of the config are others than when the checkpoint's run last began."""
-    from spark_seg.config import load_config
+    """Says in one line which plain values of the config are others than when the checkpoint's run last began.
+
+    Of groups and lists of groups nothing is said, nor of a staged copy of the data.
+    """
+    from spark_seg.config import load_config, unresolved
 
     try:
-        before = load_config(str(source.parent.parent / "config.py"))
+        before = unresolved(load_config(str(source.parent.parent / "config.py")))
     except UserError:  # a checkpoint that was moved, or of an older version
         return
     changed = [
         f"{key}={value!r}, before {before[key]!r}"
-        for key, value in cfg.items()
-        if key != "work_dir" and not isinstance(value, dict) and before.get(key, value) != value
+        for key, value in unresolved(cfg).items()
+        if key != "work_dir" and before.get(key, value) != value and _is_plain(value)
     ]
     if changed:
         print(f"going on under another config: {'; '.join(changed)}")
+
+
+def _is_plain(value: Any) -> bool:
+    items = value if isinstance(value, list | tuple) else [value]
+    return not any(isinstance(item, dict) for item in items)
 
 
 def _look_at_data(cfg: "Config") -> None:

@@ -93,8 +93,9 @@ class RecordedTraining:
 
     The recording of a shape is made at its third step. What it needs: no gradients accumulated over steps (`.grad` may
     be the recording's own memory), one backward pass for each forward pass, no hooks on the module, parameters that
-    stay where they are. Drop path and dropout draw anew at each replay. A second call before the backward pass of the
-    first computes as ever too, as the activations of the first lie in the recording.
+    stay where they are, outputs that nobody reads after the next call. Drop path and dropout draw anew at each replay.
+    A second call before the backward pass of the first computes as ever too, as the activations of the first lie in
+    the recording.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -139,7 +140,8 @@ class RecordedTraining:
 
     def _record(self, args: tuple[Any, ...], low: torch.dtype | None) -> Callable[..., Any]:
         module = self._module
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        kinds = ("forward", "forward_pre", "backward", "backward_pre")
+        if any(getattr(module, f"_{kind}_hooks") for kind in kinds):
             raise UserError(
                 f"cuda_graphs: the {type(module).__name__} has hooks, which a recording would miss: set "
                 "cuda_graphs=False"

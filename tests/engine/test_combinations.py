@@ -104,6 +104,7 @@ def test_refused_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         ({}, 1, 0),
         ({}, 2, 1),
         ({"offload": "optimizer"}, 1, 1),
+        ({"strategy.zero_optimization.offload_optimizer": {"device": "cpu"}}, 1, 1),
         ({"zero_stage": 1}, 1, 1),
         ({"zero_stage": 3}, 8, 3),
         ({"optimizer": "MuonAdamW"}, 1, 0),
@@ -120,6 +121,16 @@ def test_the_zero_stage_that_is_left_to_the_number_of_processes(
     monkeypatch.setattr(build, "this_process", lambda: ProcessEnvironment(0, world_size))
     _set_strategy(cfg, "deepspeed", None)
     assert cfg.strategy.zero_optimization.stage == stage
+
+
+@pytest.mark.parametrize("group", [None, "deleted"])
+def test_a_strategy_that_says_nothing_of_zero(group: str | None) -> None:
+    cfg = config({})
+    cfg.strategy.zero_optimization = None
+    if group == "deleted":
+        del cfg.strategy["zero_optimization"]
+    _set_strategy(cfg, "deepspeed", None)
+    assert cfg.strategy.zero_optimization == {"stage": 0}
 
 
 def test_the_default_is_refused_nowhere() -> None:

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from spark_seg.engine.curves import read_metrics
-from spark_seg.engine.train import train
+from spark_seg.engine.train import tell_changes, train
 from spark_seg.errors import UserError
 
 LAST = Path("checkpoints") / "last"
@@ -70,15 +70,19 @@ def test_it_says_which_values_are_others(tree: Path, tmp_path: Path, capsys: Any
     said = []
     for _ in range(2):
         capsys.readouterr()
-        train(config(other, tmp_path / "run", epochs=4), "single", resume=True)
+        train(config(other, tmp_path / "run", epochs=4, image_size=96), "single", resume=True)
         lines = capsys.readouterr().out.splitlines()
         said.append([line for line in lines if "another config" in line])
     first, again = said
     assert len(first) == 1
     assert not again, "the values are the same"
-    assert first[0].startswith("going on under another config: ")
-    assert "epochs=4, before 2" in first[0]
-    assert f"data_root={str(other)!r}, before {str(tree)!r}" in first[0]
+    told = first[0].removeprefix("going on under another config: ")
+    data = f"data_root={str(other)!r}, before {str(tree)!r}"
+    assert sorted(told.split("; ")) == [data, "epochs=4, before 2", "image_size=96, before 64"]
+    staged = config(other, tmp_path / "run", epochs=4, image_size=96)
+    staged.data_root = "/a/node's/copy"
+    tell_changes(staged, tmp_path / "run" / LAST)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
