@@ -84,7 +84,7 @@ def test_a_gpu_trains_longer(clone: Path, monkeypatch: pytest.MonkeyPatch) -> No
     quickstart(clone)
     lines = (clone / "calls").read_text().splitlines()
     train = next(line for line in lines if "train.py" in line)
-    assert train.endswith("segformer_b0_spark_demo.py --cfg-options epochs=29 val_every=29")
+    assert train.endswith("segformer_b0_spark_demo.py --cfg-options epochs=27 val_every=27")
 
 
 def test_an_interrupted_training_goes_on(clone: Path) -> None:

@@ -255,8 +255,8 @@ class Input:
 
 # Measured, docs/benchmarks.md, "Input pipeline", the table without normalisation (means of its two runs); what SPARK
 # 2024's frames have at 1024 px is not known. The real frames were cut to half size at 63 kB (docs/data.md).
-SMALL = Input("163 kB", 163e3, 3.7e-3)
-REAL = Input("383 kB", 383e3, 6.25e-3)
+SMALL = Input("163 kB", 163e3, 3.6e-3)
+REAL = Input("383 kB", 383e3, 6.3e-3)
 HALF = Input("half-size JPEG", 63e3, 2.45e-3)
 INPUTS = (SMALL, REAL, HALF)
 SIZES = {  # bytes of a frame
