@@ -110,7 +110,7 @@ class RecordedTraining:
         """The module's forward."""
         given = tree_leaves(args)
         training = self._module.training and torch.is_grad_enabled()
-        if not training or not all(x.is_cuda for x in given) or self._awaited() is not None:
+        if not training or not _on_gpu(given) or self._awaited() is not None:
             return self._plain(*args)
         low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         key = (low, *((x.shape, x.stride(), x.dtype, x.requires_grad) for x in given))
@@ -182,6 +182,10 @@ class RecordedTraining:
 
 def _nothing() -> None:
     return None
+
+
+def _on_gpu(tensors: Sequence[Tensor]) -> bool:
+    return all(x.is_cuda for x in tensors)
 
 
 def record_training(model: Any) -> None:

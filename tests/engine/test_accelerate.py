@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from mmengine.hooks import Hook
+from rank_tasks import with_hooks
+from recordings import stand_in
 from torch import nn
+
+from spark_seg.models.graphs import record_training
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,30 @@ def test_trains_like_stock(
     assert ours.keys() == stock.keys()
     for key, value in stock.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("stage", [None, 0, 1, 2])
+def test_recorded_trainings_are_plain_ones(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int | None
+) -> None:
+    """Gradients of a recording reach parameters, their hooks and the optimizer as any: all but the GPU's own part."""
+    strategy = "single" if stage is None else "deepspeed"
+    options: dict[str, Any] = {"epochs": 4} | ({} if stage is None else {"zero_stage": stage})
+    plain = weights(train(tree, tmp_path / "plain", strategy, **options))
+    samples = stand_in(monkeypatch)
+
+    class Record(Hook):
+        """As `cuda_graphs=True`, which is refused without a GPU."""
+
+        def before_train(self, runner: Any) -> None:
+            record_training(runner.strategy.module)
+
+    with with_hooks(Record()):
+        runner = train(tree, tmp_path / "recorded", strategy, **options)
+    assert len(samples) == 2, "the backbone and the head, from the third step on"
+    assert runner.iter > 3
+    for key, value in weights(runner).items():
+        torch.testing.assert_close(value, plain[key], rtol=1e-5, atol=1e-6, msg=key)
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -1,12 +1,12 @@
 """CUDA graphs change nothing but the time; without a GPU they change nothing at all."""
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from recordings import stand_in
 from torch import Tensor, nn
 
 from spark_seg.errors import UserError
@@ -48,42 +48,9 @@ def test_a_copy_computes_with_its_own_parameters() -> None:
     assert not layer(torch.randn(4, 3)).eq(1).all()
 
 
-class Replay(torch.autograd.Function):
-    """A node of Python's in autograd's graph, as the real one is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        return grad
-
-
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Stands in for a GPU: what would be recorded, which computes plainly here."""
-    found: list[Any] = []
-
-    def make_graphed_callables(function: Any, samples: Any) -> Any:
-        assert all(x.is_leaf for x in torch.utils._pytree.tree_leaves(samples))
-        found.append(samples)
-        module = inspect.getclosurevars(function).nonlocals["module"]
-
-        def replay(*given: Any) -> Tensor:
-            forward = module.__dict__.pop("forward")  # a replay runs no Python
-            try:
-                return Replay.apply(function(*given))
-            finally:
-                module.forward = forward
-
-        return replay
-
-    monkeypatch.setattr(Tensor, "is_cuda", True)
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
-    return found
+    return stand_in(monkeypatch)
 
 
 class TwoScales(nn.Module):
