@@ -2,7 +2,8 @@
 
     python tools/train.py configs/segformer_b0_spark.py
 
-Starts from mmseg's ADE20K weights, 512 px, 100 epochs, ZeRO-1. Expected score and GPU-hours: not measured yet.
+Starts from mmseg's ADE20K weights, 512 px, 100 epochs, ZeRO-1 on several GPUs.
+Expected score and GPU-hours: not measured yet.
 """
 
 _base_ = [

@@ -1,9 +1,12 @@
 """What the processes of `ranks.Template` do in the tests of this folder, and what one process does to compare."""
 
+import atexit
 import json
 import os
 import resource
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -168,6 +171,25 @@ def no_group_within(jobs: list[dict[str, Any]]) -> None:
             train_once(**job)
             assert within, "it has begun"
     leave()
+
+
+def ending(how: str, folder: str) -> None:
+    """A command that ends `how`, in a process that would not end by itself for minutes."""
+    from spark_seg.cli import call
+    from spark_seg.engine.launch import start_process_group
+
+    rank = start_process_group().rank
+    atexit.register(lambda: (Path(folder) / f"{how}{rank}").touch())
+    threading.Thread(target=time.sleep, args=(600,)).start()
+
+    def main(_: Any) -> int:
+        if how == "mistake":
+            raise UserError("a mistake")
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        return 0
+
+    call(main)
 
 
 def leave() -> None:

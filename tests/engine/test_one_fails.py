@@ -115,3 +115,16 @@ def test_a_prediction_cannot_be_written(
     group = template.start("rank_tasks:failing", ["prediction", rank, "infer", arguments])
     assert "no room left while writing" in told_once(group, rank)
     assert not (tmp_path / "out" / "submission.zip").exists()
+
+
+@pytest.mark.parametrize(("how", "code"), [("well", 0), ("mistake", 2), ("interrupt", 130)])
+def test_the_end_is_not_torchs_teardown(
+    template: Template, tmp_path: Path, how: str, code: int
+) -> None:
+    """Which was seen to abort. What is to be done at the exit is done, and each process has its own code."""
+    group = template.start("rank_tasks:ending", [how, str(tmp_path)])
+    assert group.wait(60) == [code, code], group.output()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{how}0", f"{how}1"]
+    for rank in (0, 1):
+        assert ("error: " in group.text(rank)) == (code != 0)
+        assert "Traceback" not in group.text(rank)
