@@ -97,6 +97,15 @@ def this_process() -> ProcessEnvironment:
     return process_environment()
 
 
+def require_one_process() -> None:
+    """Raises a UserError where several processes were started for `--strategy single`."""
+    if (count := this_process().world_size) > 1:
+        raise UserError(
+            f"--strategy single runs in one process and {count} were started: leave it out for DeepSpeed, or "
+            "start without torchrun and srun"
+        )
+
+
 def _from_torchrun(env: Mapping[str, str]) -> ProcessEnvironment:
     world, rank = _number(env, "WORLD_SIZE"), _number(env, "RANK")
     _check(rank, world, "RANK", "WORLD_SIZE")

@@ -20,7 +20,7 @@ from spark_seg import compat
 from spark_seg.engine.checkpoints import load_safetensors, save_safetensors, with_norms
 from spark_seg.engine.ema import ModelEma
 from spark_seg.engine.folder import EMA_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
-from spark_seg.engine.launch import start_process_group, this_process
+from spark_seg.engine.launch import require_one_process, start_process_group
 from spark_seg.engine.optim import take_up_schedules
 from spark_seg.engine.provenance import plain
 from spark_seg.engine.stepping import LossScale, StepGuard, mean_logs, pinned
@@ -231,11 +231,7 @@ class SparkSingleDeviceStrategy(_Common, SingleDeviceStrategy):
         clip_grad: float | None = None,
         **kwargs: Any,
     ) -> None:
-        if (count := this_process().world_size) > 1:
-            raise UserError(
-                f"--strategy single runs in one process and {count} were started: leave it out for DeepSpeed, or "
-                "start without torchrun and srun"
-            )
+        require_one_process()
         self._set_common(init_model, precision, ema_decay, max_skipped)
         self.guard.clip_grad = clip_grad
         super().__init__(**kwargs)

@@ -12,7 +12,15 @@ from spark_seg.engine.build import training_runner
 from spark_seg.engine.combinations import require_possible, zero_stage
 from spark_seg.engine.failures import forget_first, recorded
 from spark_seg.engine.folder import BEST_FILE, newest_whole, require_whole
-from spark_seg.engine.launch import first_process, from_first, start_process_group, this_process
+from spark_seg.engine.launch import (
+    first_process,
+    from_first,
+    require_one_process,
+    start_process_group,
+    this_process,
+)
+from spark_seg.engine.lock import FILE as LOCK_FILE
+from spark_seg.engine.lock import FolderLock
 from spark_seg.errors import UserError
 from spark_seg.models.compiling import require_compilable
 
@@ -37,20 +45,26 @@ def train(
         The runner after training.
 
     Raises:
-        UserError: The checkpoint to go on from is torn, or does not fit.
+        UserError: The checkpoint to go on from is torn, or does not fit; another process trains in the work folder.
     """
-    with recorded(cfg.work_dir):
-        return _train(cfg, strategy, resume)
+    with FolderLock(cfg.work_dir) as lock:
+        with recorded(cfg.work_dir):
+            _start_processes(strategy)
+        first_process(lock.take)  # not recorded: where it is refused, the folder is another's
+        with recorded(cfg.work_dir):
+            return _train(cfg, strategy, resume, lock)
 
 
-def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRunner":
+def _start_processes(strategy: str) -> None:
     if strategy == "deepspeed":
         start_process_group()
-    elif this_process().world_size > 1:
-        raise UserError(
-            f"--strategy single runs in one process and {this_process().world_size} were started: leave it out for "
-            "DeepSpeed, or start without torchrun and srun"
-        )
+    else:
+        require_one_process()
+
+
+def _train(
+    cfg: "Config", strategy: str, resume: bool | str | Path, lock: FolderLock
+) -> "SparkRunner":
     require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
     stage = zero_stage(cfg, this_process().world_size) if strategy == "deepspeed" else 0
     require_compilable(cfg, stage, True)
@@ -64,6 +78,7 @@ def _train(cfg: "Config", strategy: str, resume: bool | str | Path) -> "SparkRun
     model = from_first(first_process(describe_model, cfg, source is None))
     if source is None:  # most mistakes are told by now: a former run is moved
         first_process(set_aside, cfg.work_dir, cfg.get("pretrained"))
+    first_process(lock.take, True)
     runner = training_runner(cfg, strategy, source)
     runner.model_summary = model
     summary = ", ".join(f"{key} {value}" for key, value in model.items())
@@ -176,7 +191,7 @@ def set_aside(work_dir: str, pretrained: str | None = None) -> Path | None:
         Where it went, or None where there was nothing to move.
 
     Raises:
-        UserError: The weights would be moved with it.
+        UserError: The weights would be moved with it; the folder cannot be renamed.
     """
     folder = Path(work_dir).resolve()
     if not (folder / "checkpoints").is_dir() and not (folder / "metrics.jsonl").is_file():
@@ -191,7 +206,14 @@ def set_aside(work_dir: str, pretrained: str | None = None) -> Path | None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    os.rename(folder, aside)
+    try:
+        os.rename(folder, aside)
+    except OSError as error:  # a mount point, or a folder above that may not be written
+        raise UserError(
+            f"{folder} holds a former run and cannot be renamed to {aside.name} ({error.strerror}): give another "
+            "--work-dir, or go on with --resume"
+        ) from error
+    (aside / LOCK_FILE).unlink(missing_ok=True)
     make_folder(folder)
     print(f"the former run in {folder} is now {aside}")
     return aside
