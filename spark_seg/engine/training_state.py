@@ -7,7 +7,7 @@ training goes on under another stage or number of processes, bit for bit where n
 scattering copy fp32 numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from spark_seg.errors import UserError
 
 SEPARATOR = "//"
 _STEP = "step"
+# What of its state depends on the parameter, of torch's own.
+_STATE_KEYS: dict[str, Callable[[torch.Tensor], Sequence[str]]] = {
+    "Adafactor": lambda p: ("row_var", "col_var") if p.dim() > 1 else ("variance",),
+}
 _ADAMS = ("Adam", "AdamW", "DeepSpeedCPUAdam", "FusedAdam")
 
 
@@ -39,8 +43,8 @@ def gather_optimizer_state(
         keep: Whether this process wants the result; others take part in the gathering and get an empty dict.
 
     Returns:
-        `<parameter>//<key>` -> tensor of the parameter's shape (`exp_avg` ...), and `step`, the optimizer's step count,
-        where it has one. Empty before the first step.
+        `<parameter>//<key>` -> tensor of the parameter's shape (`exp_avg` ...; without ZeRO of others too, as Adafactor
+        and NAdam have them), and `step`, the optimizer's step count, where it has one. Empty before the first step.
     """
     state: dict[str, torch.Tensor] = {}
     _link(optimizer)
@@ -67,16 +71,18 @@ def scatter_optimizer_state(
     keys = sorted({name.split(SEPARATOR)[1] for name in state if SEPARATOR in name})
     if not keys and _STEP not in state:
         return
+    base = _base(optimizer)
     # an optimizer that keeps other state for some parameters says so; all others have every key for each
-    state_keys = getattr(_base(optimizer), "state_keys", lambda parameter: keys)
+    known = _STATE_KEYS.get(type(base).__name__, lambda parameter: keys)
+    state_keys = getattr(base, "state_keys", known)
     own = {name: list(state_keys(p)) for name, p in named_trainable(module)}
-    if any(group.get("amsgrad") for group in _base(optimizer).param_groups):
+    if any(group.get("amsgrad") for group in base.param_groups):
         own = {name: [*wanted, "max_exp_avg_sq"] for name, wanted in own.items()}
     for name, wanted in own.items():  # before anything is changed
         for key in wanted:
             if f"{name}{SEPARATOR}{key}" not in state:
                 raise KeyError(f"{name}{SEPARATOR}{key}")
-    _create(optimizer, module, own, state.get(_STEP))
+    _create(optimizer, module, own, state)
     for name, parameter in named_trainable(module):
         for key in own[name]:
             _set(optimizer, parameter, key, state[f"{name}{SEPARATOR}{key}"])
@@ -131,13 +137,14 @@ def _partitions(optimizer: Any) -> list[torch.Tensor] | None:
 
 
 def _keys(optimizer: Any) -> list[str]:
-    """The optimizer's state keys that have a parameter's shape; not every parameter need have each."""
+    """The optimizer's state keys; in partitions those that have their shape. Not every parameter need have each."""
+    whole = _partitions(optimizer) is None
     return sorted(
         {
             key
             for parameter, values in _base(optimizer).state.items()
             for key, value in values.items()
-            if torch.is_tensor(value) and value.shape == parameter.shape and key != _STEP
+            if torch.is_tensor(value) and (whole or value.shape == parameter.shape) and key != _STEP
         }
     )
 
@@ -151,18 +158,22 @@ def _get(optimizer: Any, parameter: nn.Parameter, key: str) -> torch.Tensor | No
 
 
 def _create(
-    optimizer: Any, module: nn.Module, own: Mapping[str, list[str]], step: torch.Tensor | None
+    optimizer: Any,
+    module: nn.Module,
+    own: Mapping[str, list[str]],
+    state: Mapping[str, torch.Tensor],
 ) -> None:
     """Makes the state tensors that the optimizer would make at its first step: by parameter, in partitions of all."""
-    base, partitions = _base(optimizer), _partitions(optimizer)
-    owners: list[tuple[torch.Tensor, list[str]]]
+    base, partitions, step = _base(optimizer), _partitions(optimizer), state.get(_STEP)
     if partitions is None:
-        owners = [(p, own[name]) for name, p in named_trainable(module)]
+        for name, p in named_trainable(module):
+            shapes = {key: state[f"{name}{SEPARATOR}{key}"].shape for key in own[name]}
+            base.state[p] = {key: p.new_zeros(shape) for key, shape in shapes.items()}
     else:
         every = sorted({key for keys in own.values() for key in keys})
-        owners = [(partition, every) for partition in partitions]
-    for owner, keys in owners:
-        base.state[owner] = {key: torch.zeros_like(owner) for key in keys}
+        for partition in partitions:
+            base.state[partition] = {key: torch.zeros_like(partition) for key in every}
+    for owner in list(base.state) if partitions is None else partitions:
         if step is not None:
             base.state[owner][_STEP] = _own_step(base, owner, step)
     _link(optimizer)
