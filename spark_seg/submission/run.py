@@ -14,6 +14,7 @@ from spark_seg.engine.launch import (
     first_process,
     from_first,
     is_first,
+    require_one_process,
     start_process_group,
     this_process,
 )
@@ -77,6 +78,8 @@ def infer(
             raise ValueError("infer wants a checkpoint or a segmentor")
         if strategy == "deepspeed":
             start_process_group()
+        else:
+            require_one_process()
         weights = load_state_dict(checkpoint, trust)
         identity = {
             **model_options(cfg, weights),
@@ -103,6 +106,9 @@ def infer(
         fingerprint=json.dumps(options, default=str, sort_keys=True),
         keep_npz=keep_npz,
     )
+    if segmentor is None and SubmissionWriter.is_begun(out):
+        # before what an interrupted run left is cleared away for it
+        first_process(require_fitting, cfg, weights, checkpoint)
     # The first process clears what cannot be continued; the others come to what it left.
     writer = first_process(make) or make()
     pending = set(from_first(writer.pending))
@@ -120,6 +126,17 @@ def infer(
     elif is_first():
         writer.finish(progress=True)
     return writer
+
+
+def require_fitting(
+    cfg: "Config", weights: "Mapping[str, torch.Tensor]", checkpoint: str | Path
+) -> None:
+    """Raises a UserError for weights that are not of the config's model."""
+    from mmseg.registry import MODELS
+
+    from spark_seg.engine.checkpoints import apply_state_dict
+
+    apply_state_dict(MODELS.build(cfg.model), weights, checkpoint)
 
 
 def require_plain(cfg: "Config") -> None:

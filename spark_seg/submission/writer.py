@@ -24,6 +24,7 @@ from spark_seg.submission.check import CheckReport, check_zip
 from spark_seg.submission.members import entry_info, member_name, member_names, pack, unpack
 
 _FORMAT = 1
+_STATE = "submission_state.json"
 
 
 class SubmissionWriter:
@@ -65,10 +66,15 @@ class SubmissionWriter:
         self.folder = make_folder(out_dir)
         self.zip_path = self.folder / "submission.zip"
         self._npz = self.folder / "npz"
-        self._state = self.folder / "submission_state.json"
+        self._state = self.folder / _STATE
         self._done: set[str] = set()
         self._start(self._key(fingerprint))
         self.resumed = len(self._done)
+
+    @staticmethod
+    def is_begun(out_dir: str | os.PathLike[str]) -> bool:
+        """Whether a run that did not end has left its state there, which a writer goes on with or clears away."""
+        return (Path(out_dir) / _STATE).is_file()
 
     def _key(self, fingerprint: str) -> str:
         parts = [_FORMAT, fingerprint, self.dtype.name, list(self._images)]

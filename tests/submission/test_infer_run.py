@@ -138,6 +138,28 @@ def test_interrupted_goes_on_and_comes_to_the_same_bytes(tree: Path, tmp_path: P
     assert second.zip_path.read_bytes() == whole
 
 
+def test_a_mistake_leaves_what_an_interrupted_run_left(
+    tree: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Weights of another model, or the wrong way of starting: told before anything is cleared away."""
+    from spark_seg.engine import launch
+    from spark_seg.engine.checkpoints import save_safetensors
+
+    cfg = tiny.tiny_config(tree, tmp_path / "run")
+    out, weights = tmp_path / "out", tmp_path / "other.safetensors"
+    interrupted(cfg, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(before) == 1 + 3
+    save_safetensors({"backbone.weight": torch.ones(2)}, weights)
+    with pytest.raises(UserError, match=r"other\.safetensors"):
+        infer(cfg, weights, out, strategy="single")
+    two = launch.ProcessEnvironment(rank=0, world_size=2)
+    monkeypatch.setattr(launch, "this_process", lambda: two)
+    with pytest.raises(UserError, match="in one process and 2 were started"):
+        infer(cfg, weights, out, strategy="single")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 class Other(Bright):
     identity = "other"
 
