@@ -1,13 +1,13 @@
 """CUDA graphs: a forward pass is recorded once for each shape and replayed, so that a GPU need not wait for Python.
 
 A SegFormer launches hundreds of kernels for an image, each after some work of the CPU's: for small batches that takes
-longer than the kernels. Recordings share their memory; what one holds is what its shape needs.
+longer than the kernels. Each recording keeps the memory that its shape needs.
 """
 
 import copy
 import warnings
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from spark_seg.compat import capture_in_this_thread
 from spark_seg.errors import UserError
 
-_SHAPES = 4  # recordings kept; beyond that, the one used longest ago goes
+# Recordings of one function; further shapes compute as ever. Recording anew costs far more than it saves, and shapes
+# that take turns would do so at every call.
+_SHAPES = 4
 _STEPS = (
     3  # of a training before its recording: libraries choose algorithms, optimizers move parameters
 )
@@ -35,33 +37,31 @@ class Recorded:
 
     def __init__(self, run: Callable[..., Sequence[Tensor]]) -> None:
         self._run = run
-        self._graphs: OrderedDict[tuple[Any, ...], tuple[Any, list[Tensor], Sequence[Tensor]]]
-        self._graphs = OrderedDict()
+        self._graphs: dict[tuple[Any, ...], tuple[Any, list[Tensor], Sequence[Tensor]]] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self._never = False
 
     def __call__(self, *given: Tensor) -> Sequence[Tensor]:
         """What the function returns; the first call with a shape computes as ever, the second records."""
         first = given[0]
-        if self._never or not first.is_cuda or first.numel() > _NUMBERS:
+        if self._never or not _on_gpu(given) or first.numel() > _NUMBERS:
             return self._run(*given)
         if torch.cuda.is_current_stream_capturing():
             return self._run(*given)
         key = tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in given)
         if key not in self._graphs:
-            if key not in self._seen:  # libraries choose their algorithms, Triton compiles
+            # at the first call libraries choose their algorithms and Triton compiles
+            if key not in self._seen or len(self._graphs) == _SHAPES:
                 self._seen.add(key)
                 return self._run(*given)
             try:
                 self._graphs[key] = _record(self._run, given)
             except RuntimeError as error:
                 self._never = True
+                self._graphs.clear()  # memory may be what was short
                 warnings.warn(f"no CUDA graph, slower for small batches: {error}", stacklevel=2)
                 return self._run(*given)
-            while len(self._graphs) > _SHAPES:
-                self._graphs.popitem(last=False)
         graph, places, found = self._graphs[key]
-        self._graphs.move_to_end(key)
         for place, x in zip(places, given, strict=True):
             place.copy_(x)
         graph.replay()
@@ -167,6 +167,8 @@ class RecordedTraining:
         try:
             with low_precision, capture_in_this_thread():
                 replay: Any = torch.cuda.make_graphed_callables(forward, (*samples, *aliases))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise UserError(
                 f"cuda_graphs: the {type(module).__name__} cannot be recorded here, set cuda_graphs=False: {error}"

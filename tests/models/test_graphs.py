@@ -10,6 +10,7 @@ from recordings import stand_in
 from torch import Tensor, nn
 
 from spark_seg.errors import UserError
+from spark_seg.models import graphs
 from spark_seg.models.graphs import Recorded, RecordedTraining, record_training
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -22,6 +23,63 @@ def test_on_a_cpu_every_call_computes() -> None:
         (out,) = run(torch.zeros(2))
         assert out.tolist() == [1, 1]
     assert len(calls) == 4
+
+
+class Again:
+    """A recording that computes when it is replayed."""
+
+    def __init__(self, run: Callable[..., Any], places: list[Tensor], found: list[Tensor]) -> None:
+        self.run, self.places, self.found = run, places, found
+
+    def replay(self) -> None:
+        for place, x in zip(self.found, self.run(*self.places), strict=True):
+            place.copy_(x)
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, record: Callable[..., Any]) -> None:
+    monkeypatch.setattr(graphs, "_on_gpu", lambda tensors: True)
+    monkeypatch.setattr(graphs, "_record", record)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+
+def test_shapes_that_take_turns_are_not_recorded_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Crops of two passes, scales of test-time augmentation: four shapes are recorded, further ones compute plainly."""
+    recorded: list[tuple[int, ...]] = []
+
+    def record(run: Callable[..., Any], given: Any) -> Any:
+        recorded.append(tuple(given[0].shape))
+        places = [x.clone() for x in given]
+        found = run(*places)
+        return Again(run, places, found), places, found
+
+    as_on_a_gpu(monkeypatch, record)
+    run = Recorded(lambda x: [2 * x])
+    for turn in range(6):
+        for size in range(1, 7):
+            (out,) = run(torch.full((size,), float(turn)))
+            assert out.tolist() == [2.0 * turn] * size
+    assert recorded == [(size,) for size in range(1, 5)]
+
+
+def test_a_recording_that_fails_gives_the_others_memory_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def record(run: Callable[..., Any], given: Any) -> Any:
+        if len(given[0]) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        found = run(*given)
+        return Again(run, [*given], found), [*given], found
+
+    as_on_a_gpu(monkeypatch, record)
+    run = Recorded(lambda x: [x + 1])
+    run(torch.zeros(1)), run(torch.zeros(1)), run(torch.zeros(2))
+    assert len(run._graphs) == 1
+    with pytest.warns(UserWarning, match="no CUDA graph"):
+        (out,) = run(torch.zeros(2))
+    assert out.tolist() == [1, 1]
+    assert not run._graphs
 
 
 def test_training_on_a_cpu_is_the_modules_own() -> None:
@@ -150,11 +208,11 @@ def test_training_replays_are_plain_steps(
     from spark_seg.models.fast_segformer import accelerate
 
     losses, models = [], []
-    for graphs in (False, True):
+    for recorded in (False, True):
         torch.manual_seed(0)
         model: Any = build_model("b0").cuda().train()
         accelerate(model)
-        if graphs:
+        if recorded:
             record_training(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         nodes = [p.expand_as(p).grad_fn.next_functions for p in model.parameters()] if held else []
