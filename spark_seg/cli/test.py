@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     cfg = prepare(args)
     checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)
 
+    from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.engine.failures import forget_first, recorded
     from spark_seg.evaluation.run import evaluate
 
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         forget_first(out)
         tell_differences(cfg, checkpoint, args.config)
     with recorded(out):
+        # once: a training that goes on replaces its best checkpoint
+        weights = load_state_dict(checkpoint, args.trust_checkpoint)
         result = evaluate(
             cfg,
             checkpoint,
@@ -52,13 +55,12 @@ def main(argv: list[str] | None = None) -> int:
             out=out,
             overlays=args.overlays,
             strategy=args.strategy,
-            trust=args.trust_checkpoint,
+            weights=weights,
         )
     print("\n".join(result.table))
     print(f"metrics: {out / 'metrics.json'}")
     if args.overlays:
         print(f"overlays: {out / 'overlays.png'}")
-    from spark_seg.engine.checkpoints import load_state_dict
     from spark_seg.engine.launch import is_first
     from spark_seg.evaluation.identity import identify
     from spark_seg.evaluation.report.data import write_record
@@ -66,13 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     if not is_first():
         return 0
     # A folder can hold what an earlier evaluation left: by this a report tells them apart.
-    weights = load_state_dict(checkpoint, args.trust_checkpoint)
     evaluation = identify(cfg, weights, args.split, result.rule)
     write_record(out, cfg, checkpoint, evaluation)
     if args.corruptions is not None:
-        _corruptions(args, cfg, checkpoint, out, result.rule, evaluation)
+        _corruptions(args, cfg, checkpoint, weights, out, result.rule, evaluation)
     if args.report:
-        _report(args, cfg, checkpoint, out, result, evaluation)
+        _report(args, cfg, checkpoint, weights, out, result, evaluation)
     return 0
 
 
@@ -143,7 +144,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _corruptions(
-    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, rule: Any, evaluation: dict
+    args: argparse.Namespace,
+    cfg: Any,
+    checkpoint: Path,
+    weights: dict,
+    out: Path,
+    rule: Any,
+    evaluation: dict,
 ) -> None:
     from spark_seg.evaluation.faults import table_lines, write
     from spark_seg.evaluation.robustness import measure
@@ -156,14 +163,20 @@ def _corruptions(
         images=args.corruption_images,
         split=args.split,
         strategy=args.strategy,
-        trust=args.trust_checkpoint,
+        weights=weights,
     )
     print("\n" + "\n".join(table_lines(write(out, counts, rule, evaluation))))
     print(f"robustness: {out / 'robustness.json'}, {out / 'robustness.png'}")
 
 
 def _report(
-    args: argparse.Namespace, cfg: Any, checkpoint: Path, out: Path, result: Any, evaluation: dict
+    args: argparse.Namespace,
+    cfg: Any,
+    checkpoint: Path,
+    weights: dict,
+    out: Path,
+    result: Any,
+    evaluation: dict,
 ) -> None:
     from spark_seg.evaluation.report.build import write_report
     from spark_seg.evaluation.report.data import load_run, worst_first
@@ -182,7 +195,7 @@ def _report(
     pictures = []
     if chosen:
         pictures = predict_pictures(
-            cfg, checkpoint, chosen, args.split, args.strategy, args.trust_checkpoint
+            cfg, checkpoint, chosen, args.split, args.strategy, weights=weights
         )
     save_pictures(out / PICTURES_FILE, pictures, evaluation)
     run = load_run(out)

@@ -28,6 +28,7 @@ from spark_seg.progress import Progress
 from spark_seg.submission.metric import spread
 
 if TYPE_CHECKING:
+    import torch
     from mmengine.config import Config
 
 
@@ -161,6 +162,7 @@ def measure(
     split: str = "val",
     strategy: str = "deepspeed",
     trust: bool = False,
+    weights: "dict[str, torch.Tensor] | None" = None,
 ) -> FaultCounts:
     """Predicts a labelled split under faults.
 
@@ -173,6 +175,7 @@ def measure(
         split: `train` or `val`.
         strategy: `deepspeed` or `single`.
         trust: Whether the checkpoint may be unpickled without restriction.
+        weights: What was read from the checkpoint already; None reads it.
 
     Raises:
         UserError: Checkpoint or data do not fit; see there.
@@ -190,7 +193,7 @@ def measure(
         def compute_metrics(self, results: list) -> dict:
             return {}
 
-    weights = load_state_dict(checkpoint, trust)
+    weights = load_state_dict(checkpoint, trust) if weights is None else weights
     dataloader = copy.deepcopy(cfg.val_dataloader)
     dataloader.dataset.split = split
     frames = DATASETS.build({**dataloader.dataset, "lazy_init": True}).list_frames()

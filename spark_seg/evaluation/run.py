@@ -24,6 +24,7 @@ from spark_seg.evaluation.store import ImageCounts
 from spark_seg.evaluation.table import metrics_of, table_lines, write_metrics_json
 
 if TYPE_CHECKING:
+    import torch
     from mmengine.config import Config
 
 
@@ -109,6 +110,7 @@ def evaluate(
     strategy: str = "deepspeed",
     trust: bool = False,
     resamples: int = RESAMPLES,
+    weights: "dict[str, torch.Tensor] | None" = None,
 ) -> Evaluation:
     """Scores a checkpoint on a labelled split, at the masks' own resolution.
 
@@ -122,6 +124,7 @@ def evaluate(
         strategy: `deepspeed` or `single`.
         trust: Whether the checkpoint may be unpickled without restriction.
         resamples: Of the bootstrap; 0 leaves intervals out.
+        weights: What was read from the checkpoint already; None reads it.
 
     Raises:
         UserError: Checkpoint or data do not fit; see there.
@@ -135,7 +138,7 @@ def evaluate(
         raise UserError(
             "the split 'test' has no masks to score against: --split train or val, or tools/infer.py"
         )
-    weights = load_state_dict(checkpoint, trust)
+    weights = load_state_dict(checkpoint, trust) if weights is None else weights
     cfg = copy.deepcopy(cfg)
     dataloader = copy.deepcopy(cfg.val_dataloader)
     dataloader.dataset.split = split

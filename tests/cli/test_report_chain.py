@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -96,3 +97,34 @@ def test_an_evaluation_again_keeps_its_faults(
     assert evaluate(chain.parents[1], {"val_batch_size": 2}, "--out", str(out), "--report") == 0
     assert "left out" not in capsys.readouterr().out
     assert '<section id="robustness">' in (out / "report.html").read_text()
+
+
+def test_a_training_that_replaces_its_best_checkpoint_meanwhile(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Table, record, faults and pictures are of the weights that were there at the start."""
+    from spark_seg.engine.checkpoints import load_state_dict, save_safetensors
+    from spark_seg.evaluation import run
+
+    weights = chain.parents[1] / "model.safetensors"
+    before, scored = weights.read_bytes(), run.evaluate
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        found = scored(*args, **kwargs)
+        other = {name: torch.zeros_like(x) for name, x in load_state_dict(weights).items()}
+        save_safetensors(other, weights)
+        return found
+
+    monkeypatch.setattr(run, "evaluate", replaced)
+    options = ["--corruptions", "jpeg", "--severities", "5", "2", "--corruption-images", "3"]
+    options += ["--report", "--report-images", "2", "--out", str(tmp_path / "out")]
+    try:
+        assert evaluate(chain.parents[1], {}, *options) == 0
+    finally:
+        weights.write_bytes(before)
+    for name in ("run.json", "robustness.json"):
+        ours, theirs = (json.loads((f / name).read_text()) for f in (tmp_path / "out", chain))
+        if name == "run.json":
+            ours, theirs = ours["weights"], theirs["weights"]
+        assert ours == theirs
+    assert (tmp_path / "out" / "pictures.npz").read_bytes() == (chain / "pictures.npz").read_bytes()

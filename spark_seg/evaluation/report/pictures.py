@@ -18,6 +18,7 @@ from spark_seg.evaluation.npz import DAMAGED, open_npz, reason
 from spark_seg.visual import ERROR_COLOURS, error_overlay, overlay
 
 if TYPE_CHECKING:
+    import torch
     from mmengine.config import Config
 
 PICTURES_FILE = "pictures.npz"
@@ -196,6 +197,7 @@ def predict_pictures(
     split: str = "val",
     strategy: str = "deepspeed",
     trust: bool = False,
+    weights: "dict[str, torch.Tensor] | None" = None,
 ) -> list[Picture]:
     """Predicts the chosen images and draws them, in the order chosen.
 
@@ -206,6 +208,7 @@ def predict_pictures(
         split: `train` or `val`.
         strategy: `deepspeed` or `single`.
         trust: Whether the checkpoint may be unpickled without restriction.
+        weights: What was read from the checkpoint already; None reads it.
     """
     from mmengine.evaluator import BaseMetric
 
@@ -238,6 +241,6 @@ def predict_pictures(
     dataloader = copy.deepcopy(cfg.val_dataloader)
     dataloader.dataset.split = split
     dataloader.dataset.subset = list(chosen)
-    weights = load_state_dict(checkpoint, trust)
+    weights = load_state_dict(checkpoint, trust) if weights is None else weights
     prediction_runner(cfg, weights, checkpoint, dataloader, _Draw(), strategy).test()
     return [found[key] for key in chosen]
