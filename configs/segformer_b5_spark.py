@@ -2,7 +2,8 @@
 
     python tools/train.py configs/segformer_b5_spark.py
 
-Starts from mmseg's ADE20K weights, 512 px, 100 epochs, ZeRO-2. Expected score and GPU-hours: not measured yet.
+Starts from mmseg's ADE20K weights, 512 px, 100 epochs, ZeRO-2 on several GPUs. Expected score and
+GPU-hours: not measured yet.
 """
 
 _base_ = [
@@ -15,4 +16,3 @@ _base_ = [
 variant = "b5"
 pretrained = "ade20k"  # 'cityscapes' | 'imagenet' | None
 freeze_backbone = False
-zero_stage = 2

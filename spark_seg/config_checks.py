@@ -78,6 +78,7 @@ RECIPE: dict[str, _Check] = {
     "compile": ("True, False, or a group of keys", lambda v: isinstance(v, bool | dict)),
     "cuda_graphs": _FLAG,
     "precision": _one_of("auto", "fp32", "bf16", "fp16"),
+    "allow_tf32": _or_none(_FLAG),
     "seed": _or_none(_whole(0)),
     "deterministic": _FLAG,
     "lr": _number(above=0),

@@ -8,6 +8,7 @@ randomness = dict(seed="$seed", deterministic="$deterministic")
 precision = (
     "auto"  # 'bf16', 'fp16' (GPU): autocast, fp32 weights | 'fp32'; auto: bf16 where a GPU has it
 )
+allow_tf32 = None  # what fp32 means on a GPU. True: TF32; False: fp32 alone; None: torch's choice, TF32 in convolutions
 accelerate = True  # the same function in less time; False: mmsegmentation's own forwards
 compile = (
     False  # True, or dict(mode="max-autotune"): torch.compile, for GPUs; slower on CPUs in training

@@ -187,6 +187,9 @@ def _accelerate(model: nn.Module) -> None:
 
 def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
     precision = resolve_precision(cfg.get("precision", "auto"))
+    tf32 = cfg.get("allow_tf32")
+    if tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if precision == "fp16" and not cfg.get("optim_wrapper") and not torch.cuda.is_available():
         precision = "fp32"  # trained on a GPU, evaluated on a CPU
     given = {

@@ -13,8 +13,9 @@ from spark_seg.errors import UserError
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-# Optimizers of torch that treat each number alone, so that ZeRO may cut parameters anywhere; DeepSpeed itself vouches
-# for Adam and AdamW only and wants to be told of the others (`zero_allow_untested_optimizer`).
+# Optimizers of torch that treat each number alone, so that ZeRO may cut parameters anywhere, and keep nothing but
+# numbers of the parameters' own (NAdam and ASGD keep others). DeepSpeed itself vouches for Adam and AdamW only and
+# wants to be told of the others (`zero_allow_untested_optimizer`).
 ELEMENTWISE = frozenset(
     (
         *(
@@ -25,13 +26,12 @@ ELEMENTWISE = frozenset(
             "Adagrad",
             "Adadelta",
             "Adamax",
-            "NAdam",
             "RAdam",
-            "ASGD",
         ),
         *("Rprop", "DeepSpeedCPUAdam", "FusedAdam"),
     )
 )
+_LARGE = ("b4", "b5")
 _ADAM = ("Adam", "AdamW", "DeepSpeedCPUAdam")
 
 
@@ -44,6 +44,7 @@ class Setting:
         stage: The ZeRO stage; 0 for `single`.
         world_size: Processes.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
+        allow_tf32: True, False or None.
         offload: None, `optimizer` or `optimizer+parameters`.
         optimizer: Its type and arguments.
         activation_checkpointing, freeze_backbone, cuda_graphs, compile, accumulate, multi_scale: As in the config.
@@ -56,6 +57,7 @@ class Setting:
     stage: int
     world_size: int
     precision: str
+    allow_tf32: bool | None
     offload: str | None
     optimizer: dict[str, Any]
     activation_checkpointing: bool
@@ -81,6 +83,7 @@ class Setting:
             stage=zero_stage(cfg, world_size) if strategy == "deepspeed" else 0,
             world_size=world_size,
             precision=cfg.get("precision", "auto"),
+            allow_tf32=cfg.get("allow_tf32"),
             offload=cfg.get("offload"),
             optimizer=dict(cfg.optim_wrapper.optimizer),
             activation_checkpointing=bool(cfg.get("activation_checkpointing")),
@@ -98,9 +101,9 @@ class Setting:
 def zero_stage(cfg: "Config", world_size: int) -> int:
     """The ZeRO stage of a config under DeepSpeed.
 
-    `auto` is 1 where several processes share the optimizer, or the CPU keeps it, and 0 in a single process, where
-    nothing is partitioned: stages 1 and 2 copy each parameter's gradient there and change nothing (fp32) or round it
-    on its way (bf16, fp16).
+    `auto` is 1 where several processes share the optimizer, or the CPU keeps it (2 for b4 and b5, whose gradients are
+    worth cutting too), and 0 in a single process, where nothing is partitioned: stages 1 and 2 copy each parameter's
+    gradient there and change nothing (fp32) or round it on its way (bf16, fp16).
 
     Args:
         cfg: A loaded config.
@@ -110,7 +113,8 @@ def zero_stage(cfg: "Config", world_size: int) -> int:
     stage = zero.get("stage", 0)
     if stage == "auto":
         offload = cfg.get("offload") or zero.get("offload_optimizer") or zero.get("offload_param")
-        return 1 if world_size > 1 or offload else 0
+        several = 2 if cfg.get("variant") in _LARGE else 1
+        return several if world_size > 1 or offload else 0
     return int(stage)
 
 
@@ -162,6 +166,17 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda s: "precision='bf16': this GPU does not compute in bf16 (Ampere and later do); use 'fp16' or 'fp32'",
     ),
     Refusal(
+        "tf32-cpu",
+        lambda s: s.allow_tf32 is True and s.cuda is False,
+        lambda s: "allow_tf32=True is for GPUs, and torch sees none here: leave it out",
+    ),
+    Refusal(
+        "tf32-low-precision",
+        lambda s: s.allow_tf32 is True and s.precision in ("bf16", "fp16"),
+        lambda s: f"allow_tf32=True with precision={s.precision!r}: the network computes in {s.precision}, not in "
+        "fp32; use precision='fp32', or leave it out",
+    ),
+    Refusal(
         "offload-single",
         lambda s: s.offload is not None and s.strategy == "single",
         lambda s: f"offload={s.offload!r} is DeepSpeed's: leave out --strategy single, or offload=None",
@@ -204,7 +219,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "zero-optimizer",
         lambda s: s.stage > 0 and _type(s) != "LBFGS" and _type(s) not in ELEMENTWISE,
         lambda s: f"{_type(s)} with zero_stage={s.stage}: ZeRO cuts parameters into parts, and this optimizer looks "
-        "at whole ones, or may; use zero_stage=0, or AdamW",
+        "at whole ones, keeps more than a number for each, or may; use zero_stage=0, or AdamW",
     ),
     Refusal(
         "checkpointing-frozen",

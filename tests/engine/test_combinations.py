@@ -1,5 +1,6 @@
 """What cannot be combined is refused in one line, for each entry of the list; what can be is built."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "single-many": ({}, {"strategy": "single", "world_size": 2}, "in one process, not in 2"),
     "fp16-cpu": ({"precision": "fp16"}, {"cuda": False}, "precision='fp16' is for GPUs"),
     "bf16-old-gpu": ({"precision": "bf16"}, {"cuda": True}, "does not compute in bf16"),
+    "tf32-cpu": ({"allow_tf32": True}, {"cuda": False}, "torch sees none here"),
+    "tf32-low-precision": (
+        {"allow_tf32": True, "precision": "bf16"},
+        {},
+        "computes in bf16, not in fp32",
+    ),
     "offload-single": ({"offload": "optimizer"}, {"strategy": "single"}, "is DeepSpeed's"),
     "offload-stage-0": ({"offload": "optimizer", "zero_stage": 0}, {}, "nothing is partitioned"),
     "offload-parameters": (
@@ -96,6 +103,21 @@ def test_refused_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert "\n" not in str(caught.value)
     setting = Setting.of(config(options), **given)
     assert [r.name for r in REFUSALS if r.applies(setting)] == [name], "one reason, the right one"
+
+
+@pytest.fixture
+def _torchs_tf32() -> Iterator[None]:
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+
+
+@pytest.mark.usefixtures("_torchs_tf32")
+@pytest.mark.parametrize("allowed", [None, True, False])
+def test_tf32_is_torchs_choice_or_the_configs(allowed: bool | None) -> None:
+    """Of matrix products and convolutions alike, in trainings and predictions."""
+    _set_strategy(config({"allow_tf32": allowed}), "deepspeed", None)
+    found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert found == ((False, True) if allowed is None else (allowed, allowed))
 
 
 @pytest.mark.parametrize(
@@ -329,6 +351,7 @@ def test_the_large_variants_have_stage_2() -> None:
     for variant, stage in {"b0": 1, "b1": 1, "b2": 1, "b3": 1, "b4": 2, "b5": 2}.items():
         cfg = load_config(f"segformer_{variant}_spark", {"pretrained": None})
         assert zero_stage(cfg, 2) == stage
+        assert zero_stage(cfg, 1) == 0, "nothing is partitioned"
 
 
 @pytest.mark.slow  # compiles for minutes where it was not compiled yet

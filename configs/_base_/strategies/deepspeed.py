@@ -1,5 +1,6 @@
 # DeepSpeed with ZeRO: 0 replicates everything, 1 partitions the optimizer, 2 the gradients too, 3 the weights too.
-# auto: 0 in one process, where nothing can be partitioned and bookkeeping costs time; 1 in several and with `offload`.
+# auto: 0 in one process, where nothing can be partitioned and bookkeeping costs time; in several and with `offload` 1,
+# for b4 and b5 2.
 zero_stage = "auto"
 clip_grad = 1.0  # largest gradient norm
 accumulate = 1  # micro batches in an optimizer step; epochs and schedules count optimizer steps
