@@ -82,12 +82,14 @@ def stock_model(variant: str) -> "nn.Module":
         return MODELS.build(cfg.model)
 
 
-def fast_model(stock: "nn.Module") -> "nn.Module":
-    """Ours, of the same weights."""
+def fast_model(stock: "nn.Module", compiled: bool = False, training: bool = False) -> "nn.Module":
+    """Ours, of the same weights; `compiled` as by the config's `compile`."""
+    from spark_seg.models.compiling import compile_regions
     from spark_seg.models.fast_segformer import accelerate
 
     model = copy.deepcopy(stock)
     accelerate(model)
+    compile_regions(model, compiled, training)
     return model
 
 

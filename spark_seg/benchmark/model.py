@@ -2,11 +2,11 @@
 
 They take turns; on the CPU each in a process of its own, where the C library's allocator is set as predictions of ours
 set it for our ways, and left alone for stock mmseg and Hugging Face (`stock_kept` is stock with our setting). Ours is
-what predictions run: accelerated, with frozen weights. `openvino_streams` takes a batch as `tools/infer.py` does, one
-image a core. `infer_int8`, measured where it is named, is OpenVINO's, quantised on noise: for its time alone, as
-`tools/export.py` tells what it does to a trained network's mIoU. `stock` in an `infer_bf16` row is mmseg under bf16
-autocast; `ratio_to_stock` compares with mmseg in fp32 in all cases, `stock_fp32` there (on a GPU: with mmseg in the
-row's own precision, as fp32 is nobody's choice there).
+what predictions run: accelerated, with frozen weights; `ours_compiled` what they run under `compile=True`.
+`openvino_streams` takes a batch as `tools/infer.py` does, one image a core. `infer_int8`, measured where named, is
+OpenVINO's, quantised on noise: for its time alone, as `tools/export.py` tells what it does to a trained network's mIoU.
+`stock` in an `infer_bf16` row is mmseg under bf16 autocast; `ratio_to_stock` compares with mmseg in fp32 in all cases,
+`stock_fp32` there (on a GPU: with mmseg in the row's own precision, as fp32 is nobody's choice there).
 """
 
 import argparse
@@ -28,6 +28,7 @@ IMPLS = (
     "openvino",
     "openvino_streams",
 )
+NAMED = ("ours_compiled",)  # measured where it is named
 _BASE = "stock fp32"
 _CALIBRATION = 4  # pictures, all of them noise
 
@@ -41,7 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batches", nargs="+", type=int, default=[1], help="images at a time (default: 1)"
     )
     parser.add_argument(
-        "--impls", nargs="+", help=f"of {' '.join(IMPLS)} (default: what is installed)"
+        "--impls",
+        nargs="+",
+        help=f"of {' '.join((*IMPLS, *NAMED))} (default: what is installed of all but the last)",
     )
 
 
@@ -63,7 +66,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
-    contestants.check_options(args, (*CASES, INT8), IMPLS)
+    contestants.check_options(args, (*CASES, INT8), (*IMPLS, *NAMED))
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
     apart = contestants.is_apart(args, device)
@@ -155,8 +158,8 @@ def make(
     model: Any = contestants.stock_model(variant).eval()
     if impl.startswith(("onnxruntime", "openvino")):
         return _exported(model, x, impl, case.removeprefix("infer_"))
-    if impl == "ours":
-        model = contestants.fast_model(model)
+    if impl.startswith("ours"):
+        model = contestants.fast_model(model, impl == "ours_compiled")
     elif impl.startswith("hf_"):
         model = contestants.hugging_face_model(model, impl.removeprefix("hf_"))
     model = model.to(device).eval()

@@ -1,8 +1,9 @@
 """A training step: forward, cross-entropy at full size, backward, AdamW; ours against stock mmseg and Hugging Face.
 
 They take turns; on the CPU each in a process of its own, with the allocator's settings as in `benchmark.model`. Ours
-steps torch's fused AdamW, as a training without ZeRO's partition does, the others its default. `ratio_to_stock`
-compares with mmseg in the row's own precision.
+steps torch's fused AdamW, as a training without ZeRO's partition does, the others its default; `stock_fused` is stock
+with the fused one. `ours_compiled` is ours with `compile=True`, built before it is timed. `ratio_to_stock` compares
+with mmseg in the row's own precision.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from typing import Any
 PURPOSE = "a training step on images in memory, against stock mmseg and Hugging Face"
 CASES = ("train_fp32", "train_bf16")
 IMPLS = ("stock", "stock_kept", "ours", "ours_graphs", "hf_eager", "hf_sdpa")
+NAMED = ("stock_fused", "ours_compiled")  # measured where they are named
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batches", nargs="+", type=int, default=[2], help="images in a step (default: 2)"
     )
     parser.add_argument(
-        "--impls", nargs="+", help=f"of {' '.join(IMPLS)} (default: what is installed)"
+        "--impls",
+        nargs="+",
+        help=f"of {' '.join((*IMPLS, *NAMED))} (default: what is installed of all but the last {len(NAMED)})",
     )
 
 
@@ -44,7 +48,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     from spark_seg.datasets.memory import reuse_memory
     from spark_seg.models.summary import count_flops
 
-    contestants.check_options(args, CASES, IMPLS)
+    contestants.check_options(args, CASES, (*IMPLS, *NAMED))
     cuda = args.device != "cpu" and torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
     apart = contestants.is_apart(args, device)
@@ -101,13 +105,15 @@ def make(
     model: Any = contestants.stock_model(variant)
     ours = impl.startswith("ours")
     if ours:
-        model = contestants.fast_model(model)
+        model = contestants.fast_model(model, impl == "ours_compiled", training=True)
     elif impl.startswith("hf_"):
         model = contestants.hugging_face_model(model, impl.removeprefix("hf_"))
     model = model.to(device).train()
     if impl == "ours_graphs":
         record_training(model)
-    return step(model, case == "train_bf16", size, batch, device, fused=ours)
+    return step(
+        model, case == "train_bf16", size, batch, device, fused=ours or impl == "stock_fused"
+    )
 
 
 def step(
