@@ -94,7 +94,21 @@ def call(
         if told is None:
             raise
         _fail(told, 2)
+    except RuntimeError as e:
+        if not _is_gpu_full(e):
+            raise
+        first = str(e).strip().split(". ")[0]
+        _fail(
+            f"{first}: use a smaller batch_size, val_batch_size or image_size, or in training "
+            "activation_checkpointing=True",
+            2,
+        )
     _leave(code or 0)
+
+
+def _is_gpu_full(error: RuntimeError) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _file_error(error: OSError) -> str | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -149,6 +150,23 @@ def prepare(args: argparse.Namespace) -> "Config":
             raise UserError("demo_data says what to render, data_root where: set data_root too")
         ensure_demo_data(cfg.data_root, **cfg.demo_data)
     return cfg
+
+
+def unused(args: argparse.Namespace, cfg: "Config") -> list[str]:
+    """What was chosen and concerns PyTorch alone, not a model that is exported."""
+    chosen = {
+        "--strategy": args.strategy != "deepspeed",
+        "compile": bool(cfg.get("compile")),
+        "accelerate=False": not cfg.get("accelerate", True),
+        f"precision={cfg.get('precision')}": cfg.get("precision", "auto") != "auto",
+    }
+    return [name for name, given in chosen.items() if given]
+
+
+def tell_unused(args: argparse.Namespace, cfg: "Config", where: str) -> None:
+    """Warns of what `where` (an option, a command) does not use."""
+    if ignored := unused(args, cfg):
+        print(f"warning: {where} does not use {', '.join(ignored)}", file=sys.stderr)
 
 
 def find_checkpoint(given: str | None, work_dir: str) -> Path:

@@ -1,6 +1,13 @@
 """`export.py CONFIG [CHECKPOINT] --out DIR`: files for other runtimes, each compared with PyTorch."""
 
-from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
+from spark_seg.cli.common import (
+    Parser,
+    add_checkpoint,
+    add_common,
+    find_checkpoint,
+    prepare,
+    tell_unused,
+)
 from spark_seg.errors import UserError, nearest
 
 FORMATS = ("onnx", "openvino-fp32", "openvino-bf16", "openvino-int8", "torch")
@@ -36,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda":
         raise UserError("export computes on the CPU: leave --device out")
     cfg = prepare(args)
+    tell_unused(args, cfg, "export")
     checkpoint = find_checkpoint(args.checkpoint, cfg.work_dir)
 
     from spark_seg.export.record import ALLOWED

@@ -1,16 +1,18 @@
 """`infer.py CONFIG [CHECKPOINT] --out DIR`: predicts images and writes the submission zip."""
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from spark_seg.cli.common import Parser, add_checkpoint, add_common, find_checkpoint, prepare
+from spark_seg.cli.common import (
+    Parser,
+    add_checkpoint,
+    add_common,
+    find_checkpoint,
+    prepare,
+    tell_unused,
+)
 from spark_seg.cli.which_run import tell_differences
 from spark_seg.errors import UserError, UserFileNotFoundError
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 PRECISIONS = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16", "int8")}
 
@@ -78,9 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.backend != "pytorch":
         from spark_seg.export.run import load_segmentor
 
-        if ignored := unused(args, cfg):
-            told = f"warning: --backend {args.backend} does not use {', '.join(ignored)}"
-            print(told, file=sys.stderr)
+        tell_unused(args, cfg, f"--backend {args.backend}")
         segmentor = load_segmentor(
             cfg,
             checkpoint,
@@ -116,16 +116,6 @@ def _checkpoint(args: argparse.Namespace, work_dir: str) -> Path | None:
         if args.exported is None or args.checkpoint is not None:
             raise
         return None
-
-
-def unused(args: argparse.Namespace, cfg: "Config") -> list[str]:
-    """What was chosen and concerns PyTorch alone."""
-    chosen = {
-        "--strategy": args.strategy != "deepspeed",
-        "compile": bool(cfg.get("compile")),
-        f"precision={cfg.get('precision')}": cfg.get("precision", "auto") != "auto",
-    }
-    return [name for name, given in chosen.items() if given]
 
 
 def check_backend(args: argparse.Namespace) -> None:

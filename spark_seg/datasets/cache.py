@@ -107,8 +107,8 @@ def relative(path: str, root: Path | str) -> str:
 class FrameCache:
     """Open packs, looked up by the path of the source file.
 
-    Holds 16 bytes a frame, and as many again for packs with newer stamps; the packs themselves are mapped, one copy for
-    all processes of a machine. Pickles as the list of packs, which are opened again on first use.
+    Holds 16 bytes a frame and kind, and as many again for packs with newer stamps; the packs themselves are mapped, one
+    copy for all processes of a machine. Pickles as the list of packs, which are opened again on first use.
 
     Args:
         root: The SPARK tree.
@@ -188,6 +188,10 @@ class FrameCache:
         except OSError:
             return None  # reading the file itself will say what is wrong
         return (pack, row) if record["length"] else None
+
+    def open(self) -> None:
+        """Opens the packs now, not at first use: processes that are forked later share what is held."""
+        self._lookups()
 
     def _lookups(self) -> "dict[str, _Lookup]":
         if self._open is None:

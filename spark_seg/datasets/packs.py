@@ -3,7 +3,7 @@
     blob 0 | blob 1 | ... | index (structured array) | names (UTF-8, one a line) | header (JSON) | tail
 
 A pack is written beside and renamed, so it is there as a whole or not at all. Readers map the file: its pages are
-shared by all processes of a machine, and a worker holds nothing of it but 8 bytes a record.
+shared by all processes of a machine.
 
 Sizes and times of source files that were touched since lie in a small file beside, `<name>.stamps`. Writing the pack
 anew for them would copy its blobs, and on a network file system take the file away from those who have it mapped.

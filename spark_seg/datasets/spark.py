@@ -113,6 +113,8 @@ class SparkDataset(BaseSegDataset):
             return
         _check_order(self.pipeline.transforms)
         super().full_init()
+        if self._cache is not None:
+            self._cache.open()
         if self.skip_bad_files:
             self._bad = BadFiles(len(self))
 

@@ -80,8 +80,8 @@ def export(
         pixels that change), `miou` and `change` (points of mIoU over the three classes; None without masks).
 
     Raises:
-        UserError: A format whose package is missing or that this CPU cannot compute; a split without frames; a config
-            that is no single graph.
+        UserError: A format whose package is missing, that this CPU cannot compute or that gives no numbers; a split
+            without frames; a config that is no single graph.
     """
     _require_one_pass(cfg)
     if "openvino-bf16" in formats:  # before the minutes that the other formats take
@@ -200,6 +200,10 @@ def compare(
             tables[""] += confusion(labels.numpy(), truth)
         for name, (_, run) in runs.items():
             logits = torch.from_numpy(np.array(run(picture[None].numpy()), np.float32))
+            if not torch.isfinite(logits).all():
+                raise UserError(
+                    f"{name} computes logits that are no finite numbers: leave that format out"
+                )
             worst[name] = max(worst[name], float((logits - exact).abs().max()))
             (found,) = labels_from_logits(logits, [target])
             changed[name] += int((found != labels).sum())
@@ -213,7 +217,7 @@ def compare(
         miou = _miou(tables[name]) if masks else None
         change = None if miou is None or base is None else miou - base
         row = {"format": name, "file": path.name, "frames": int(seen)}
-        row |= {"logits": worst[name] / largest, "labels": changed[name] / pixels}
+        row |= {"logits": worst[name] / (largest or 1.0), "labels": changed[name] / pixels}
         rows.append(row | {"miou": miou, "change": change})
     return rows
 

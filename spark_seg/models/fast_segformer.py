@@ -193,7 +193,8 @@ class TensorDropPath(DropPath):
     @classmethod
     def convert(cls, drop: DropPath) -> None:
         """Makes one of a DropPath, in place."""
-        drop.__class__, drop.keep = cls, torch.tensor(1 - drop.drop_prob)
+        drop.__class__ = cls
+        drop.keep = torch.tensor(1 - drop.drop_prob, dtype=torch.float64)
 
 
 def accelerate(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from spark_seg.cli import COMMANDS, call, main, run
 
@@ -157,7 +158,7 @@ def test_commands_over_data_name_the_nearest_option(
     assert message in fails(capsys, name, *args)
 
 
-def failing(error: OSError) -> Callable[[list[str] | None], int]:
+def failing(error: Exception) -> Callable[[list[str] | None], int]:
     def command(argv: list[str] | None = None) -> int:
         raise error
 
@@ -202,6 +203,17 @@ def test_what_can_be_read_but_not_written_was_to_be_written(
     with pytest.raises(SystemExit):
         call(failing(PermissionError(errno.EACCES, "no", str(tmp_path / there))))
     assert f"cannot write {tmp_path / there}" in capsys.readouterr().err
+
+
+def test_a_full_gpu_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.78 GiB."
+    with pytest.raises(SystemExit) as e:
+        call(failing(torch.OutOfMemoryError(said)))
+    assert e.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: CUDA out of memory: use a smaller batch_size, val_batch_size or")
+    with pytest.raises(RuntimeError, match="ours"):
+        call(failing(RuntimeError("ours")))
 
 
 def test_an_error_that_is_ours_keeps_its_traceback() -> None:

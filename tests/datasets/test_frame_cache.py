@@ -9,6 +9,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from spark_seg.cli.cache import main
 from spark_seg.datasets import cache_build
@@ -295,6 +296,21 @@ def test_workers_open_the_packs_themselves(spark_tree):
     np.testing.assert_array_equal(
         pickle.loads(data).labels(frames[0].mask), read_mask(frames[0].mask)
     )
+
+
+def test_forked_workers_share_what_frames_are_found_by(spark_tree, monkeypatch):
+    """Opened before they are forked: ten million frames' keys would be 160 MB for each worker."""
+    dataset = SparkDataset(data_root=str(spark_tree), cache="labels", pipeline=steps())
+
+    def opened(path):
+        raise AssertionError("a worker opens packs of its own")
+
+    monkeypatch.setattr("spark_seg.datasets.cache.Pack", opened)
+    monkeypatch.setattr("spark_seg.datasets.transforms.loading.read_mask", None)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=1, num_workers=2, multiprocessing_context="fork", collate_fn=list
+    )
+    assert sum(len(batch) for batch in loader) == len(dataset) > 2
 
 
 def test_size_and_speed_of_a_frames_labels(make_spark_tree):

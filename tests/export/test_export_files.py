@@ -12,7 +12,7 @@ import tiny
 import torch
 
 import spark_seg.register  # noqa: F401
-from spark_seg.cli import infer as infer_options
+from spark_seg.cli.common import tell_unused
 from spark_seg.cli.export import main as export_main
 from spark_seg.cli.infer import main as infer_main
 from spark_seg.engine.checkpoints import save_safetensors
@@ -218,14 +218,15 @@ def test_options_without_effect(options):
         infer_main(["segformer_b0_spark.py", "--out", "o", *options])
 
 
-def test_what_a_backend_does_not_use_is_named(cfg):
+def test_what_an_exported_model_does_not_use_is_named(capsys):
     from argparse import Namespace
 
-    assert infer_options.unused(Namespace(strategy="deepspeed"), {}) == []
-    found = infer_options.unused(
-        Namespace(strategy="single"), {"compile": True, "precision": "bf16"}
-    )
-    assert found == ["--strategy", "compile", "precision=bf16"]
+    tell_unused(Namespace(strategy="deepspeed"), {"accelerate": True}, "export")  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+    chosen = {"compile": True, "precision": "bf16", "accelerate": False}
+    tell_unused(Namespace(strategy="single"), chosen, "export")  # type: ignore[arg-type]
+    told = "warning: export does not use --strategy, compile, accelerate=False, precision=bf16\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_format_that_is_not(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_network import difference, randomize, run
 from torch import nn
 
 from spark_seg.errors import UserError
@@ -17,11 +18,13 @@ from spark_seg.models.compiling import (
 )
 
 
-def test_same_function_and_keys(build_model: Callable[..., nn.Module]) -> None:
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_same_function_and_keys(build_model: Callable[..., nn.Module], mode: str) -> None:
+    """In train mode with drop path and dropout: from equal seeds equal outputs and gradients."""
     from spark_seg.models.fast_segformer import accelerate
 
     torch.manual_seed(0)
-    plain: Any = build_model("b0").eval()
+    plain: Any = randomize(build_model("b0")).double().train(mode == "train")
     accelerate(plain)
     compiled = copy.deepcopy(plain)
     told = compile_regions(compiled, {"backend": "aot_eager"}, training=True)
@@ -31,14 +34,36 @@ def test_same_function_and_keys(build_model: Callable[..., nn.Module]) -> None:
     assert is_compiled(compiled)
     assert not is_compiled(plain)
     assert list(compiled.state_dict()) == list(plain.state_dict())
-    x = torch.randn(1, 3, 64, 64)
-    grads = []
-    for model in (plain, compiled):
-        out = model(x)
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    for ours, theirs in zip(run(compiled, x), run(plain, x), strict=True):
+        assert difference(ours, theirs) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_drop_path_by_a_tensor_draws_the_same(dtype: torch.dtype) -> None:
+    """What compiled blocks share a graph by: from equal seeds equal masks, sums and gradients."""
+    from mmcv.cnn.bricks.drop import DropPath
+
+    from spark_seg.models.fast_segformer import TensorDropPath, add_branch
+
+    usual = DropPath(0.3)
+    shared = copy.deepcopy(usual)
+    TensorDropPath.convert(shared)
+    identity, branch = torch.randn(2, 64, 5, 8, dtype=dtype).unbind()
+    found = []
+    for drop in (usual, shared):
+        torch.manual_seed(3)
+        x, y = (t.clone().requires_grad_() for t in (identity, branch))
+        out = add_branch(x, y, drop.train())
         out.square().sum().backward()
-        grads.append((out.detach(), model.backbone.layers[0][1][0].attn.attn.in_proj_weight.grad))
-    for ours, theirs in zip(*grads, strict=True):
-        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        found.append((out.detach(), x.grad, y.grad))
+        assert torch.equal(add_branch(x, y, drop.eval()), x + y)
+    kept = [(out - identity).flatten(1).any(1) for out, _, _ in found]
+    assert 0 < int(kept[0].sum()) < len(identity)
+    assert torch.equal(*kept)
+    limit = 1e-6 if dtype == torch.float32 else 1e-14
+    for ours, theirs in zip(*found, strict=True):
+        assert difference(theirs, ours) < limit
 
 
 def test_off() -> None:

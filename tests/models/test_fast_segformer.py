@@ -45,6 +45,8 @@ def pair(stock_b0: nn.Module) -> tuple[Any, Any]:
 def test_outputs_gradients_and_statistics(
     build_model: Callable[..., nn.Module], variant: str
 ) -> None:
+    from spark_seg.models.fast_inference import freeze_weights
+
     torch.manual_seed(0)
     stock = randomize(build_model(variant))
     fast = copy.deepcopy(stock)
@@ -53,6 +55,12 @@ def test_outputs_gradients_and_statistics(
         for training in (True, False):  # in train mode with drop path and dropout, of equal masks
             ours, theirs = (copy.deepcopy(m).to(dtype).train(training) for m in (fast, stock))
             assert_same(ours, theirs, image(dtype=dtype))
+        # what predictions run: in eval mode, with frozen weights
+        assert freeze_weights(ours, dtype)
+        with torch.no_grad():
+            x = image(64, 96, dtype=dtype)
+            limit = 1e-5 if dtype == torch.float32 else 1e-10
+            assert difference(ours(x), theirs(x)) < limit
 
 
 @pytest.mark.parametrize("training", [True, False])
