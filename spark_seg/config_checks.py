@@ -8,8 +8,6 @@ import numbers
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from spark_seg.errors import UserError, nearest
 from spark_seg.labels import CLASSES
 
@@ -236,9 +234,9 @@ def check_values(cfg: "Config") -> None:
         if key in cfg and not right(cfg[key]):
             raise UserError(f"{key} must be {what}, not {cfg[key]!r}")
     if cfg.get("val_evaluator") and cfg.val_evaluator.get("type") == "SparkMetric":
-        from spark_seg.evaluation.table import metrics_of
+        from spark_seg.evaluation.table import metric_names
 
-        names = metrics_of(np.zeros((1, 3, 3), np.int64))
+        names = metric_names(cfg.val_evaluator)
         if cfg.get("save_best", "mIoU") not in names:
             raise UserError(
                 f"save_best={cfg.save_best!r} is no metric{nearest(cfg.save_best, names)}"

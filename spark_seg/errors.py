@@ -16,6 +16,10 @@ class UserFileNotFoundError(UserError, FileNotFoundError):
     """A file or folder the user named, or that should be in the data, is not there."""
 
 
+class FolderInUse(UserError):
+    """Another process trains in the work folder, where nothing may be written for this one."""
+
+
 class FailedElsewhere(UserError):
     """This process ends because another one of its group failed; the message is that one's error.
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from spark_seg.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -80,6 +78,8 @@ def _check_window(cfg: "Config") -> None:
     from mmseg.registry import TRANSFORMS
 
     for step in cfg.train_dataloader.dataset.get("pipeline") or []:
+        while isinstance(step, Mapping) and "warp" in step:  # what mixes frames holds it
+            step = step["warp"]
         if (
             isinstance(step, Mapping)
             and step.get("type") == "RandomWarp"
@@ -108,9 +108,9 @@ def _check_per_class(node: Any, classes: int, where: str) -> None:
 def _check_patience(cfg: "Config") -> None:
     if (cfg.get("val_evaluator") or {}).get("type") != "SparkMetric":
         return  # an evaluator of the user's own has names of its own
-    from spark_seg.evaluation.table import metrics_of
+    from spark_seg.evaluation.table import metric_names
 
-    names = metrics_of(np.zeros((1, 3, 3), np.int64))
+    names = metric_names(cfg.val_evaluator)
     for hook in cfg.get("custom_hooks") or []:
         if hook.get("type") == "PatienceHook" and hook.get("metric") not in names:
             raise UserError(

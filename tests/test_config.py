@@ -144,6 +144,8 @@ def test_override_that_cannot_be(key: str, value: Any, says: str) -> None:
         ("val_every", 0.5),
         ("save_best", "mIoU/forground"),
         ("save_best", None),
+        ("save_best", "images"),
+        ("save_best", "ECE"),
     ],
 )
 def test_wrong_value_is_told_before_anything_starts(key: str, value: Any) -> None:
@@ -151,6 +153,21 @@ def test_wrong_value_is_told_before_anything_starts(key: str, value: Any) -> Non
         load_config(B0, {key: value})
     assert str(e.value).startswith(key)
     assert repr(value) in str(e.value)
+
+
+def test_boundaries_and_boxes_may_choose_the_best_where_they_are_counted() -> None:
+    for name in ("boundary_IoU/craft", "box_IoU", "boundary_F2px/craft"):
+        assert load_config(B0, {"save_best": name}).save_best == name
+        with pytest.raises(UserError, match="is no metric"):
+            load_config(B0, {"save_best": name, "val_evaluator.details": False})
+    wide = {"save_best": "boundary_F5px/craft", "val_evaluator.boundary_px": 5}
+    assert load_config(B0, wide).save_best == wide["save_best"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("boundary_px", "2"), ("boundary_px", [True])])
+def test_tolerances_that_are_no_numbers(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"val_evaluator.{key}=.*give a number, or a list"):
+        load_config(B0, {f"val_evaluator.{key}": value})
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,18 @@ def test_an_end_that_saves_nothing_is_not_repeated_for_ever(
     assert ("asked for 7" in done.stdout) == asks, done.stdout + done.stderr
     assert done.returncode == (75 if asks else 143), done.stderr
     assert ("not started again" in done.stderr) != asks
+
+
+@pytest.mark.parametrize("command", ["train", "test", "infer"])
+def test_slurm_scripts_started_elsewhere_say_what_to_do(command: str, tmp_path: Path) -> None:
+    """Neither in a clone nor under a Slurm that knows where the script lay."""
+    done = subprocess.run(
+        ["/bin/bash", str(ROOT / "tools" / f"dist_{command}_slurm.sh"), "config.py"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("not found: submit from it, or set SPARK_SEG_ROOT\n")

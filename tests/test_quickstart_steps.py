@@ -98,3 +98,26 @@ def test_what_does_not_compute_does_not_count(clone: Path) -> None:
     (clone / "spark_seg" / "__pycache__").mkdir()
     (clone / "spark_seg" / "__pycache__" / "x.pyc").write_text("compiled")
     assert quickstart(clone)[0] == []
+
+
+def test_an_environment_whose_making_was_interrupted_is_made_over(tmp_path: Path) -> None:
+    """Its python comes first and pip last; what is in it already stays."""
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    for name in ("setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python, half = tmp_path / "python", tmp_path / ".venv" / "bin" / "python"
+    half.parent.mkdir(parents=True)
+    half.write_text("#!/bin/sh\nexit 0\n")
+    python.write_text(
+        '#!/bin/sh\n[ "$1 $2" != "-m venv" ] || { echo again >>made; cp "$0" .venv/bin/pip; }\n'
+    )
+    half.chmod(0o755), python.chmod(0o755)
+    for _ in range(2):
+        subprocess.run(
+            ["bash", "-ec", ". tools/setup_env.sh; setup_env '[fast]'"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHON": str(python)},
+            check=True,
+        )
+        assert (tmp_path / "made").read_text() == "again\n"
+    assert half.read_text().endswith("exit 0\n")

@@ -30,6 +30,8 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"crop_size": 28}, "crop_size makes windows of 28 px: give 32 or more"),
     ({"crop_size": [64, 16]}, "crop_size makes windows of 16 px"),
+    ({"crop_size": 28, "mosaic": 0.5}, "crop_size makes windows of 28 px"),
+    ({"crop_size": 28, "copy_paste": 0.5, "mosaic": 0.5}, "crop_size makes windows of 28 px"),
     ({"loss": {"type": "MixVisionTransformer"}}, "loss: MixVisionTransformer is no loss"),
     ({"loss": "0*lovasz"}, r"loss: '0\*lovasz' has no part in '0\*lovasz'"),
     ({"loss": "0*ce+dice"}, r"loss: '0\*ce' has no part in"),

@@ -31,14 +31,15 @@ install_torch() {
 setup_env() {
     local extras=$1 python stamp want
     export PIP_DISABLE_PIP_VERSION_CHECK=1
-    if [ ! -x .venv/bin/python ]; then
+    # pip comes last: without it the environment is one whose making was interrupted, and is made over
+    if [ ! -x .venv/bin/pip ]; then
         python=$(find_python) || exit 1
         if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
             echo "error: $python has no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2
             exit 1
         fi
         echo "creating .venv with $("$python" --version)"
-        "$python" -m venv .venv || { rm -rf .venv; exit 1; }
+        "$python" -m venv .venv || exit 1
     fi
     want=$(cat setup.py constraints.txt tools/setup_env.sh | cksum)
     stamp=.venv/.spark_seg${extras//[\[\]]/_}

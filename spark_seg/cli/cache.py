@@ -1,6 +1,7 @@
 """`cache.py build|check|remove`: masks decoded once, and pictures at half size, for fast training."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,9 +113,11 @@ def _remove(args: argparse.Namespace, root: Path, folder: Path, shards: "list[Sh
         if path.is_file():
             removed += path.stat().st_size
             path.unlink()
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    for part in {shard.path.parent for shard in shards}:
+        while part != folder and part.is_relative_to(folder):
+            with suppress(OSError):  # not empty, or another's
+                part.rmdir()
+            part = part.parent
     print(f"{folder}: removed {removed / 1e6:.1f} MB")
     return 0
 

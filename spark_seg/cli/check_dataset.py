@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spark_seg.cli.common import Parser
@@ -39,11 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: give a number of frames from 1 on")
 
-    from spark_seg.atomic import write_bytes
+    from spark_seg.atomic import make_folder, write_bytes
     from spark_seg.datasets.check import check_tree
     from spark_seg.datasets.layout import find_root
 
     root = find_root(args.data_root)
+    if args.json:  # told before minutes of looking
+        make_folder(Path(args.json).parent)
     report = check_tree(root, args.splits, args.limit, args.workers, args.images)
     print("\n".join(lines(report)))
     if args.json:

@@ -158,6 +158,7 @@ def unused(args: argparse.Namespace, cfg: "Config") -> list[str]:
         "--strategy": args.strategy != "deepspeed",
         "compile": bool(cfg.get("compile")),
         "accelerate=False": not cfg.get("accelerate", True),
+        "allow_tf32": cfg.get("allow_tf32") is not None,
         f"precision={cfg.get('precision')}": cfg.get("precision", "auto") != "auto",
     }
     return [name for name, given in chosen.items() if given]

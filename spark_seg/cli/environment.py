@@ -67,8 +67,6 @@ def command_arguments(
     ]
     if changes:
         full += ["--cfg-options", *changes]
-    if command == "infer" and not _has(rest, "--out"):
-        full += ["--out", str(_work_dir(full[0], rest) / "submission")]
     if command == "train" and _restarted(env) and not _has(rest, "--resume"):
         full.append("--resume")
     return full + rest
@@ -121,16 +119,6 @@ def _restarted(env: Mapping[str, str]) -> bool:
 
 def _has(args: Sequence[str], option: str) -> bool:
     return any(arg == option or arg.startswith(f"{option}=") for arg in args)
-
-
-def _work_dir(config: str, args: Sequence[str]) -> Path:
-    """As the command will choose it: `--work-dir`, else `work_dirs/<config's name>`."""
-    for i, arg in enumerate(args):
-        if arg == "--work-dir" and i + 1 < len(args):
-            return Path(args[i + 1])
-        if arg.startswith("--work-dir="):
-            return Path(arg.partition("=")[2])
-    return Path("work_dirs") / Path(config).name.removesuffix(".py")
 
 
 def main(argv: list[str] | None = None) -> int:

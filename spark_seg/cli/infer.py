@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_common(parser)
     add_checkpoint(parser)
-    parser.add_argument("--out", required=True, help="folder of submission.zip")
+    parser.add_argument(
+        "--out", help="folder of submission.zip (default: submission in the work folder)"
+    )
     parser.add_argument(
         "--images",
         help="folder of images (default: the config's, SPARK_TEST_ROOT, or beside the data)",
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.overlays < 0:
         raise UserError(f"--overlays {args.overlays}: give a number from 0 up")
     cfg = prepare(args)
+    args.out = args.out or str(Path(cfg.work_dir) / "submission")
     checkpoint = _checkpoint(args, cfg.work_dir)
     if args.images:
         cfg.test_dataloader.dataset.images = args.images

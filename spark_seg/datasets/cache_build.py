@@ -79,7 +79,8 @@ def build_cache(
     Raises:
         UserError: A pack cannot be written.
     """
-    workers = threads or len(os.sched_getaffinity(0))
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    workers = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
     done = Built(touched=refresh_stamps(root, shards, workers, tell=not thorough))
     todo = [shard for shard in shards if not is_current(shard, root, thorough)]
     done.packs = len(shards) - len(todo)

@@ -154,6 +154,16 @@ class PackWriter:
                 stamps_beside(self.path).unlink()
 
 
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 asks only
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes of this machine had begun to write in a folder of packs."""
     host = socket.gethostname()
@@ -167,7 +177,7 @@ def remove_leftovers(folder: Path) -> None:
             for path in folder.glob(f"{host}.*.{ending}.tmp")
         ]
         for path, number in ours:
-            if number.isdigit() and not Path("/proc", number).exists():
+            if number.isdigit() and not _is_alive(int(number)):
                 with suppress(OSError):
                     path.unlink()
 

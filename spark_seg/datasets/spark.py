@@ -276,7 +276,7 @@ def without(frames: list[Frame], leave_out: str | Sequence[str] | None) -> list[
     Raises:
         UserError: An unknown satellite, frames without satellites, or nothing left.
     """
-    names = [leave_out] if isinstance(leave_out, str) else list(leave_out or ())
+    names = _texts("leave_out", "satellites' names", [] if leave_out is None else leave_out)
     if not names:
         return frames
     present = {frame.satellite for frame in frames}
@@ -304,7 +304,7 @@ def take_subset(frames: list[Frame], subset: Subset) -> list[Frame]:
         raise UserError(f"subset={subset}: give a share, a number of frames, ids or a file of ids")
     if isinstance(subset, int | float):
         return _spread(frames, subset)
-    ids = _ids_of(subset) if isinstance(subset, str) else list(subset)
+    ids = _ids_of(subset) if isinstance(subset, str) else _texts("subset", "ids", subset)
     if not ids:
         raise UserError(f"subset={subset!r}: no id in it")
     by_id = {frame.id: frame for frame in frames}
@@ -317,6 +317,14 @@ def take_subset(frames: list[Frame], subset: Subset) -> list[Frame]:
     if len(set(ids)) != len(ids):
         raise UserError(f"subset: {len(ids) - len(set(ids))} ids occur more than once")
     return [by_id[name] for name in ids]
+
+
+def _texts(key: str, what: str, given: Any) -> list[str]:
+    items = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    wrong = [item for item in items if not isinstance(item, str)]
+    if wrong:
+        raise UserError(f"{key}={given!r}: {wrong[0]!r} is no text; give {what}")
+    return items
 
 
 def _spread(frames: list[Frame], subset: float) -> list[Frame]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spark_seg.engine.launch import this_process
-from spark_seg.errors import FailedElsewhere, UserError
+from spark_seg.errors import FailedElsewhere, FolderInUse, UserError
 
 FOLDER, FIRST = "errors", "first.json"
 
@@ -30,6 +30,7 @@ def recorded(work_dir: str | os.PathLike[str]) -> Iterator[None]:
     was interrupted.
 
     Raises:
+        FolderInUse: As it came, unwritten.
         FailedElsewhere: Instead of this process's own error, where another process failed before it.
         Exception: The error itself, told on stderr with rank and host, where there are several processes.
     """
@@ -38,8 +39,8 @@ def recorded(work_dir: str | os.PathLike[str]) -> Iterator[None]:
     begun = time.time()
     try:
         yield
-    except FailedElsewhere:  # the process that failed has told all others
-        raise
+    except (FailedElsewhere, FolderInUse):
+        raise  # the process that failed has told all others; the folder is another training's
     except Exception as error:
         if process.world_size == 1:
             if not isinstance(error, UserError):

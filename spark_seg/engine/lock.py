@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from spark_seg.atomic import make_folder
-from spark_seg.errors import UserError
+from spark_seg.errors import FolderInUse
 
 FILE = "training.lock"
 # Seconds to wait: a training that was killed a moment ago is on its way out. Of a node that failed, a network file
@@ -41,7 +41,7 @@ class FolderLock:
             make: Make the folder where there is none; else nothing is locked there.
 
         Raises:
-            UserError: Another process trains there.
+            FolderInUse: Another process trains there.
         """
         if make:
             make_folder(self.folder)
@@ -61,7 +61,7 @@ class FolderLock:
                 holder = os.pread(file, 200, 0).decode(errors="replace").strip()
                 os.close(file)
                 if time.monotonic() > until:
-                    raise UserError(
+                    raise FolderInUse(
                         f"{self.folder}: {holder or 'another process'} is training there: give another --work-dir, "
                         "or end that training first"
                     ) from None

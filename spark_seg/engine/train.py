@@ -47,24 +47,18 @@ def train(
     Raises:
         UserError: The checkpoint to go on from is torn, or does not fit; another process trains in the work folder.
     """
-    with FolderLock(cfg.work_dir) as lock:
-        with recorded(cfg.work_dir):
-            _start_processes(strategy)
-        first_process(lock.take)  # not recorded: where it is refused, the folder is another's
-        with recorded(cfg.work_dir):
-            return _train(cfg, strategy, resume, lock)
-
-
-def _start_processes(strategy: str) -> None:
-    if strategy == "deepspeed":
-        start_process_group()
-    else:
-        require_one_process()
+    with FolderLock(cfg.work_dir) as lock, recorded(cfg.work_dir):
+        return _train(cfg, strategy, resume, lock)
 
 
 def _train(
     cfg: "Config", strategy: str, resume: bool | str | Path, lock: FolderLock
 ) -> "SparkRunner":
+    if strategy == "deepspeed":
+        start_process_group()
+    else:
+        require_one_process()
+    first_process(lock.take)  # before anything in the folder is changed
     require_possible(cfg, strategy, this_process().world_size, torch.cuda.is_available())
     stage = zero_stage(cfg, this_process().world_size) if strategy == "deepspeed" else 0
     require_compilable(cfg, stage, True)
@@ -76,9 +70,7 @@ def _train(
     first_process(_look_at_data, cfg)
     # before the runner: building a model draws random numbers, and the runner sets the seed
     model = from_first(first_process(describe_model, cfg, source is None))
-    if source is None:  # most mistakes are told by now: a former run is moved
-        first_process(set_aside, cfg.work_dir, cfg.get("pretrained"))
-    first_process(lock.take, True)
+    first_process(_take_folder, cfg, lock, source is None)  # most mistakes are told by now
     runner = training_runner(cfg, strategy, source)
     runner.model_summary = model
     summary = ", ".join(f"{key} {value}" for key, value in model.items())
@@ -92,6 +84,14 @@ def _train(
             print(f"best checkpoint: {best.with_name(BEST_FILE)}")
         print(f"curves: {Path(cfg.work_dir) / 'curves.png'}")
     return runner
+
+
+def _take_folder(cfg: "Config", lock: FolderLock, anew: bool) -> None:
+    """Makes the work folder this training's; `anew`: a former run is moved out of it."""
+    lock.take()  # looking at the data took its time: another training may have made the folder meanwhile
+    if anew:
+        set_aside(cfg.work_dir, cfg.get("pretrained"))
+    lock.take(True)
 
 
 def find_resume(work_dir: str, resume: bool | str | Path) -> Path | None:

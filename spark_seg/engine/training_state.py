@@ -20,8 +20,10 @@ from spark_seg.errors import UserError
 
 SEPARATOR = "//"
 _STEP = "step"
-# What of its state depends on the parameter, of torch's own.
+# Of torch's own optimizers those whose state depends on the parameter, or was left out of checkpoints once.
 _STATE_KEYS: dict[str, Callable[[torch.Tensor], Sequence[str]]] = {
+    "NAdam": lambda p: ("exp_avg", "exp_avg_sq", "mu_product"),
+    "ASGD": lambda p: ("ax", "eta", "mu"),
     "Adafactor": lambda p: ("row_var", "col_var") if p.dim() > 1 else ("variance",),
 }
 _ADAMS = ("Adam", "AdamW", "DeepSpeedCPUAdam", "FusedAdam")

@@ -56,6 +56,14 @@ class CountOptions:
 DEFAULT_OPTIONS = CountOptions()
 
 
+def several(name: str, given: Any) -> tuple[Any, ...]:
+    """A config's number, or list of numbers, as a tuple; raises a UserError for anything else."""
+    items = tuple(given) if isinstance(given, list | tuple) else (given,)
+    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in items):
+        raise UserError(f"val_evaluator.{name}={given!r}: give a number, or a list of them")
+    return items
+
+
 def count_frame(
     pred: np.ndarray, truth: np.ndarray, options: CountOptions = DEFAULT_OPTIONS
 ) -> dict[str, np.ndarray]:
@@ -92,9 +100,12 @@ def count_frame(
     if not len(there):
         none = np.zeros((2 + len(options.boundary_px), 64), np.int64)
         return counts | _named(none)
-    # Nothing outside the boxes has a boundary; one pixel around them tells where they end.
-    x0, y0 = np.maximum(there[:, :2].min(0) - 1, 0)
-    x1, y1 = there[:, 2:].max(0) + 2
+    # Nothing outside the boxes has a boundary; one pixel around them tells where they end. Where that may be ignored,
+    # the band of boundary IoU looks for the background beyond.
+    width_of_band = band_width(height, width, options.band_share)
+    margin = 1 if int(matrix.sum()) == pred.size else width_of_band + 1
+    x0, y0 = np.maximum(there[:, :2].min(0) - margin, 0)
+    x1, y1 = there[:, 2:].max(0) + 1 + margin
     pair = cv2.addWeighted(
         np.ascontiguousarray(truth[y0:y1, x0:x1]),
         4,
@@ -106,7 +117,7 @@ def count_frame(
         cv2.LUT(pair, PART_BITS),
         cv2.LUT(pair, NEIGHBOUR_BITS),
         options.boundary_px,
-        band_width(height, width, options.band_share),
+        width_of_band,
     )
     return counts | _named(np.stack(histograms))
 

@@ -28,6 +28,7 @@ from spark_seg.evaluation.frame import (  # noqa: E402
     count_frame,
     count_frame_on_device,
     from_device,
+    several,
 )
 from spark_seg.evaluation.store import ImageCounts  # noqa: E402
 from spark_seg.evaluation.table import metrics_of, table_lines  # noqa: E402
@@ -94,8 +95,8 @@ class SparkMetric(BaseMetric):
         self.table = table
         self.details = details
         self.calibration = calibration
-        self.rule = ChallengeRule(tuple(thresholds), panel_share, empty_union)
-        self.options = CountOptions(tuple(boundary_px), band_share, bins)
+        self.rule = ChallengeRule(several("thresholds", thresholds), panel_share, empty_union)
+        self.options = CountOptions(several("boundary_px", boundary_px), band_share, bins)
         self.counts: ImageCounts | None = None
 
     def observe_logits(self, logits: torch.Tensor, data_samples: Sequence[Any]) -> None:

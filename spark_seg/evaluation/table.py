@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from spark_seg.atomic import write_bytes
-from spark_seg.evaluation.boundary import PARTS
+from spark_seg.evaluation.boundary import BOUNDARY_PX, PARTS
 from spark_seg.evaluation.challenge import BELIEVED, ChallengeRule, panel_counts
 from spark_seg.evaluation.counts import CLASS_COUNT, pooled
+from spark_seg.evaluation.frame import CountOptions, several
 from spark_seg.evaluation.store import ImageCounts
 from spark_seg.evaluation.sums import Sums
 from spark_seg.labels import CLASSES
@@ -46,6 +48,15 @@ def metrics_of(
     }
     found["spark/panel_images"] = int(panel_counts(counts.confusion, rule.panel_share).sum())
     return found | {"images": len(counts)}
+
+
+def metric_names(evaluator: Mapping[str, Any]) -> list[str]:
+    """The flat keys that a `SparkMetric` of these arguments gives a training to choose by: more is better."""
+    sizes = np.full((1, 2), int(evaluator.get("details", True)))
+    options = CountOptions(several("boundary_px", evaluator.get("boundary_px", BOUNDARY_PX)))
+    names, nothing = np.array([""]), np.zeros((1, 3, 3), np.int64)
+    found = metrics_of(ImageCounts(names, names, nothing, sizes=sizes, options=options))
+    return [key for key in found if key not in ("images", "spark/panel_images")]
 
 
 def table_lines(

@@ -187,6 +187,10 @@ def compare(
     for picture, truth in pictures_of(cfg, "val", frames):
         with torch.no_grad():
             exact = graph(picture[None])
+        if not torch.isfinite(exact).all():
+            raise UserError(
+                "PyTorch's own logits are no finite numbers: the training of these weights has failed"
+            )
         target = exact.shape[2] * 4, exact.shape[3] * 4
         target = target if truth is None else (truth.shape[0], truth.shape[1])
         (labels,) = labels_from_logits(exact, [target])

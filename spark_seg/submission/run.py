@@ -106,9 +106,8 @@ def infer(
         fingerprint=json.dumps(options, default=str, sort_keys=True),
         keep_npz=keep_npz,
     )
-    if segmentor is None and SubmissionWriter.is_begun(out):
-        # before what an interrupted run left is cleared away for it
-        first_process(require_fitting, cfg, weights, checkpoint)
+    if segmentor is None:
+        first_process(_check_before_clearing, cfg, weights, checkpoint, out)
     # The first process clears what cannot be continued; the others come to what it left.
     writer = first_process(make) or make()
     pending = set(from_first(writer.pending))
@@ -128,10 +127,12 @@ def infer(
     return writer
 
 
-def require_fitting(
-    cfg: "Config", weights: "Mapping[str, torch.Tensor]", checkpoint: str | Path
+def _check_before_clearing(
+    cfg: "Config", weights: "Mapping[str, torch.Tensor]", checkpoint: str | Path, out: str | Path
 ) -> None:
-    """Raises a UserError for weights that are not of the config's model."""
+    """Raises a UserError for weights that are not of the config's model, where an interrupted run left anything."""
+    if not SubmissionWriter.is_begun(out):
+        return  # the runner tells it, and nothing is lost
     from mmseg.registry import MODELS
 
     from spark_seg.engine.checkpoints import apply_state_dict
@@ -153,7 +154,9 @@ def model_options(cfg: "Config", weights: "Mapping[str, torch.Tensor]") -> dict[
     """What the logits of the config's model depend on, besides the device and the number of threads and processes."""
     from spark_seg.engine.strategy import resolve_precision
 
-    given: dict[str, object] = {} if cfg.get("tta") is None else {"tta": cfg.tta}
+    given: dict[str, object] = {
+        key: cfg[key] for key in ("tta", "allow_tf32") if cfg.get(key) is not None
+    }
     if cfg.model.get("finder"):
         from spark_seg.models.finder import finder_identity
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spark_seg.benchmark.contestants import some
-from spark_seg.benchmark.ratios import commands, committed, lost
+from spark_seg.benchmark.ratios import _key, commands, committed, lost
 from spark_seg.benchmark.timing import race, write_json
 from spark_seg.cli.benchmark import main
 from spark_seg.errors import UserError
@@ -183,7 +183,7 @@ def test_every_part_is_measured_again():
 
 def test_committed_ratios_have_a_command_and_a_key():
     before = json.loads(RATIOS.read_text())
-    keys = [tuple(row.get(name) for name in ("part", *COLUMNS & set(row))) for row in before]
+    keys = [_key(row) for row in before]
     assert before
     assert len(set(keys)) == len(before)
     assert {command[0] for command in commands(before)} == set(PARTS)

@@ -54,6 +54,7 @@ def test_evaluation_takes_size_and_batch_alone() -> None:
     told = "mine.py --cfg-options image_size=640 val_batch_size=4"
     assert arguments("test mine.py", **env) == told
     assert arguments("infer mine.py --out x", **env) == f"{told} --out x"
+    assert arguments("infer mine.py") == "mine.py", "infer knows where its submission goes"
 
 
 def test_model_path(tmp_path: Path) -> None:
@@ -68,14 +69,6 @@ def test_model_path(tmp_path: Path) -> None:
         arguments("infer mine.py other.pth", **env)
     with pytest.raises(UserFileNotFoundError, match="MODEL_PATH"):
         arguments("test", MODEL_PATH=str(tmp_path / "gone.pth"))
-
-
-def test_where_a_submission_goes() -> None:
-    assert arguments("infer").endswith("--out work_dirs/segformer_b2_spark/submission")
-    assert arguments("infer a.py --work-dir w").endswith("--out w/submission --work-dir w")
-    assert arguments("infer a.py --work-dir=w").startswith("a.py --out w/submission")
-    assert arguments("infer a.py --out o") == "a.py --out o"
-    assert arguments("infer a.py --out=o") == "a.py --out=o"
 
 
 def test_a_requeued_training_resumes() -> None:

@@ -127,9 +127,9 @@ def test_train_test_infer_and_a_runs_own_config(
         p.name for p in (work / "test_val").iterdir()
     }
     own = str(work / "config.py")
-    for args in (["test", own, "--split", "train"], ["infer", own, "--out", str(tmp_path / "o")]):
+    for args in (["test", own, "--split", "train"], ["infer", own]):
         with pytest.raises(SystemExit) as e:
             run(args[0], args[1:])
         assert not e.value.code, command.capsys.readouterr().err
     assert (work / "test_train" / "metrics.json").is_file()
-    assert (tmp_path / "o" / "submission.zip").is_file()
+    assert (work / "submission" / "submission.zip").is_file(), "the run's own, unasked"

@@ -62,6 +62,18 @@ def test_what_killed_builds_left_is_removed(spark_tree):
     assert all(path.exists() for path in others), "they may be being written"
 
 
+def test_without_what_only_linux_has(spark_tree, monkeypatch):
+    """macOS has neither /proc nor a set of cores for each process."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(Path, "exists", lambda self: not str(self).startswith("/proc"))
+    _, shards = plan(spark_tree)
+    mine = shards[0].path.with_name(f"x.pack.{socket.gethostname()}.{os.getpid()}.tmp")
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert build_cache(spark_tree, shards).made > 0
+    assert mine.exists()
+
+
 def test_a_pack_that_another_process_made_meanwhile_stays(spark_tree):
     """Replacing a file that others have mapped takes it away from them on a network file system."""
     _, (shard, *_) = plan(spark_tree)

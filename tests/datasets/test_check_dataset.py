@@ -189,7 +189,7 @@ def test_every_check_has_a_test_above():
 
 
 def test_exit_code_json_and_table(spark_tree, tmp_path, capsys):
-    target = tmp_path / "report.json"
+    target = tmp_path / "new" / "report.json"
     assert main([str(spark_tree), "--workers", "0", "--json", str(target)]) == 0
     text = capsys.readouterr().out
     assert f"[{len(CHECKS)}/{len(CHECKS)}]" in text

@@ -384,8 +384,10 @@ def test_the_command(spark_tree, capsys):
     cv2.imwrite(mask, np.zeros((64, 64, 3), np.uint8))
     assert main(["check", root]) == 1
     assert "1 source files changed since: mask/VenusExpress/val" in capsys.readouterr().out
+    other = spark_tree / ".spark_cache" / "of_somebody_else"
+    other.mkdir()
     assert main(["remove", root]) == 0
-    assert not list((spark_tree / ".spark_cache").rglob("*"))
+    assert list((spark_tree / ".spark_cache").rglob("*")) == [other]
     with pytest.raises(UserError, match="did you mean '--workers'"):
         main(["build", root, "--worker", "2"])
     with pytest.raises(UserError, match="--workers 0"):

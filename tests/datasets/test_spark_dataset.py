@@ -110,6 +110,9 @@ def test_ids_in_a_list_or_a_file(spark_tree, tmp_path):
             ["1 of 2", "'Cheops/val/image_00002'"],
         ),
         ("gone.txt", ["no file gone.txt"]),
+        ([0, 1], ["subset=[0, 1]: 0 is no text; give ids"]),
+        ((100, 200), ["100 is no text"]),
+        ([["a"]], ["['a'] is no text"]),
     ],
 )
 def test_impossible_subsets(spark_tree, subset, words):
@@ -152,6 +155,8 @@ def test_satellites_that_cannot_be_left_out(spark_tree):
     everything = ["XMM Newton", "Cheops", "VenusExpress"]
     assert "nothing is left" in message_of(spark_tree, split="val", leave_out=everything)
     assert "no satellite" in message_of(spark_tree, split="test", leave_out="Cheops")
+    for wrong in (3, [3]):
+        assert "3 is no text; give satellites' names" in message_of(spark_tree, leave_out=wrong)
 
 
 def test_real_samples(spark_samples):

@@ -5,14 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
+from spark_seg.engine import failures
 from spark_seg.engine import lock as locks
+from spark_seg.engine import train as training
+from spark_seg.engine.launch import ProcessEnvironment
 from spark_seg.engine.lock import FILE, FolderLock
 from spark_seg.engine.train import set_aside, train
 from spark_seg.errors import UserError
@@ -85,6 +88,27 @@ def test_a_training_is_refused_before_anything_is_touched(tmp_path: Path) -> Non
             with pytest.raises(UserError, match="is training there"):
                 train(cfg, "single", resume)
         assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+    assert [path.name for path in tmp_path.glob("run*")] == ["run"]
+
+
+def test_a_folder_that_another_training_has_made_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that are started alike on a new folder: who comes second to it is refused, and writes nothing there."""
+    folder = tmp_path / "run"
+    cfg = tiny.tiny_config(tiny.make_tree(tmp_path / "tree"), folder)
+    with ExitStack() as stack:
+
+        def look(_: Any) -> None:
+            stack.enter_context(another(folder))
+            (folder / "metrics.jsonl").touch()
+
+        monkeypatch.setattr(training, "_look_at_data", look)
+        two = ProcessEnvironment(rank=0, world_size=2)  # where errors of others would be recorded
+        monkeypatch.setattr(failures, "this_process", lambda: two)
+        with pytest.raises(UserError, match="is training there"):
+            train(cfg, "single")
+        assert sorted(path.name for path in folder.iterdir()) == ["metrics.jsonl", FILE]
     assert [path.name for path in tmp_path.glob("run*")] == ["run"]
 
 

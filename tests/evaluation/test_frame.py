@@ -60,6 +60,19 @@ def test_tensors_give_what_arrays_give(pred, truth, dtype):
         np.testing.assert_array_equal(there[name], array, err_msg=name)
 
 
+@pytest.mark.parametrize("ring", [1, 3, 12, 40])
+def test_a_craft_whose_rim_is_ignored(ring):
+    """The background beyond the rim counts as in the whole frame, if it is near enough for the band."""
+    truth = np.full((200, 220), 0, np.uint8)
+    truth[60 - ring : 140 + ring, 70 - ring : 150 + ring] = 255
+    truth[60:140, 70:150] = 1
+    pred = np.roll(np.where(truth == 255, 0, truth), 4, 1).astype(np.uint8)
+    test_equals_the_whole_frame_and_sklearn(pred, truth)
+    test_tensors_give_what_arrays_give(pred, truth, torch.uint8)
+    union = count_frame(pred, truth, OPTIONS)["boundary_overlap"][2, 1]
+    assert (union > 0) == (ring < 15), "the band is 15 px wide"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 def test_a_gpu_counts_what_the_cpu_counts():
     pred, truth = blobs(np.random.default_rng(0), (256, 300), ignored=True)

@@ -27,7 +27,7 @@ from spark_seg.export.graph import (
     to_openvino,
 )
 from spark_seg.export.maps import as_maps
-from spark_seg.export.run import export, load_segmentor, pictures_of
+from spark_seg.export.run import compare, export, load_segmentor, pictures_of
 
 SIZE = 64
 
@@ -194,6 +194,21 @@ def test_compared_frames_come_from_all_of_the_split(cfg):
     assert torch.equal(last, frames[len(frames) - 1]["inputs"])
 
 
+def test_logits_that_are_no_numbers(cfg, model):
+    """A runtime's are told of that format, PyTorch's own of the weights: neither counts as no difference."""
+    graph = Graph(model)
+
+    def run(images):
+        return np.full((1, 3, SIZE // 4, SIZE // 4), np.nan, np.float32)
+
+    with pytest.raises(UserError, match="openvino-int8 computes logits that are no finite numbers"):
+        compare(cfg, graph, {"openvino-int8": (Path("model.xml"), run)}, 2)
+    broken = copy.deepcopy(graph)
+    torch.nn.init.constant_(broken.model.decode_head.conv_seg.bias, np.nan)
+    with pytest.raises(UserError, match="PyTorch's own logits"):
+        compare(cfg, broken, {"openvino-int8": (Path("model.xml"), run)}, 2)
+
+
 def test_missing_files_and_precisions(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "model.onnx").write_bytes(b"no graph")
@@ -223,9 +238,9 @@ def test_what_an_exported_model_does_not_use_is_named(capsys):
 
     tell_unused(Namespace(strategy="deepspeed"), {"accelerate": True}, "export")  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
-    chosen = {"compile": True, "precision": "bf16", "accelerate": False}
+    chosen = {"compile": True, "precision": "bf16", "accelerate": False, "allow_tf32": True}
     tell_unused(Namespace(strategy="single"), chosen, "export")  # type: ignore[arg-type]
-    told = "warning: export does not use --strategy, compile, accelerate=False, precision=bf16\n"
+    told = "warning: export does not use --strategy, compile, accelerate=False, allow_tf32, precision=bf16\n"
     assert capsys.readouterr().err == told
 
 

@@ -177,7 +177,9 @@ def test_what_changes_the_result_starts_afresh(
     assert "starting afresh" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("key", "value"), [("accelerate", False), ("precision", "bf16")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("accelerate", False), ("precision", "bf16"), ("allow_tf32", True)]
+)
 def test_the_models_own_options_count(tree: Path, tmp_path: Path, key: str, value: Any) -> None:
     from spark_seg.submission.run import model_options
 
