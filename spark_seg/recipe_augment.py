@@ -141,14 +141,20 @@ def _before_packing(name: str, kind: str, key: str) -> Callable[["Config", Any],
     return work_in
 
 
-def training_side(cfg: "Config") -> tuple[str, int]:
-    """The longer side of training samples, and the value to set it by."""
+def training_window(cfg: "Config") -> tuple[int, int]:
+    """Height and width of training samples."""
     pipeline = cfg.train_dataloader.dataset.get("pipeline") or []
     if not any(step.get("type") in _WARPS for step in pipeline):
-        return "image_size", cfg.image_size
+        return int(cfg.image_size), int(cfg.image_size)
     from mmseg.registry import TRANSFORMS
 
-    side = max(TRANSFORMS.build(_warp_in(pipeline, "crop_size")).crop)
+    height, width = TRANSFORMS.build(_warp_in(pipeline, "crop_size")).crop
+    return int(height), int(width)
+
+
+def training_side(cfg: "Config") -> tuple[str, int]:
+    """The longer side of training samples, and the value to set it by."""
+    side = max(training_window(cfg))
     return ("image_size" if side == cfg.image_size else "crop_size"), side
 
 

@@ -25,12 +25,17 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.all_rows: list[list[str | None]] = []  # of tables' cells what they are sorted by
         self.feed(html)
         self.close()
         assert not self.open, f"not closed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.all_rows.append([])
+        if tag == "td":
+            self.all_rows[-1].append(dict(attrs).get("data-v"))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -43,6 +48,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+
+    @property
+    def rows(self) -> list[list[str | None]]:
+        return [row for row in self.all_rows if row]
 
     @property
     def anchors(self) -> list[str]:

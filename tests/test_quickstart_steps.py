@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = Path("work_dirs/segformer_b0_spark_demo")
 # Notes what is called and leaves what the real command would leave; a training stops where STOP is set.
 PYTHON = f"""#!/usr/bin/env bash
-echo "$@" >>calls
+echo "$@" ${{SPARK_TEST_ROOT-}} ${{SPARK_STAGE_DIR-}} >>calls
 leave() {{ mkdir -p "$(dirname "$1")" && date +%N >"$1"; }}
 case "$*" in
 *cuda.is_available*) exit "${{NO_GPU:-1}}" ;;
@@ -85,6 +85,14 @@ def test_a_gpu_trains_longer(clone: Path, monkeypatch: pytest.MonkeyPatch) -> No
     lines = (clone / "calls").read_text().splitlines()
     train = next(line for line in lines if "train.py" in line)
     assert train.endswith("segformer_b0_spark_demo.py --cfg-options epochs=27 val_every=27")
+
+
+def test_the_demo_has_data_of_its_own(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever real data the environment names."""
+    monkeypatch.setenv("SPARK_TEST_ROOT", "/real/test")
+    monkeypatch.setenv("SPARK_STAGE_DIR", "/real/stage")
+    quickstart(clone)
+    assert "/real" not in (clone / "calls").read_text()
 
 
 def test_an_interrupted_training_goes_on(clone: Path) -> None:

@@ -5,6 +5,8 @@ cd "$(dirname "$0")/.."
 . tools/setup_env.sh
 setup_env '[fast]'
 
+# The demo has data of its own.
+unset SPARK_DATA_ROOT SPARK_TEST_ROOT SPARK_STAGE_DIR
 config=segformer_b0_spark_demo
 run=work_dirs/$config
 best=$run/checkpoints/best.safetensors

@@ -22,18 +22,15 @@ def main(argv: list[str] | None = None) -> int:
             "--draws: validation's transforms draw nothing; leave it out, or add --pipeline train"
         )
 
-    from spark_seg.cli.common import choose_device, quiet_libraries
+    from spark_seg.cli.common import choose_device, quiet_libraries, render_demo_data
     from spark_seg.config import find_config, load_config, parse_options
 
-    find_config(args.config)  # a wrong name is told before seconds of imports
+    path = find_config(args.config)  # a wrong name is told before seconds of imports
     options = parse_options(args.cfg_options)
     quiet_libraries()
     choose_device("auto")  # DeepSpeed would tell that it chose
     cfg = load_config(args.config, options)
-    if cfg.get("demo_data") and cfg.data_root:
-        from spark_seg.datasets.demo import ensure_demo_data
-
-        ensure_demo_data(cfg.data_root, **cfg.demo_data)
+    render_demo_data(cfg, path, options)
     from spark_seg.datasets.browse import browse_sheet
     from spark_seg.visual import save_png
 

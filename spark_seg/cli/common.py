@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -143,13 +143,28 @@ def prepare(args: argparse.Namespace) -> "Config":
     if path.name == "config.py" and (path.parent / "checkpoints").is_dir():
         cfg.work_dir = default = str(path.parent)  # a run's own, wherever the run was moved
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or default
-    if cfg.get("demo_data") and not getattr(args, "dry_run", False):
-        from spark_seg.datasets.demo import ensure_demo_data
-
-        if not cfg.data_root:
-            raise UserError("demo_data says what to render, data_root where: set data_root too")
-        ensure_demo_data(cfg.data_root, **cfg.demo_data)
+    if not getattr(args, "dry_run", False):
+        render_demo_data(cfg, path, options)
     return cfg
+
+
+def render_demo_data(cfg: "Config", path: Path, options: Mapping[str, Any]) -> None:
+    """Renders what a config's `demo_data` asks for, where it is not there yet.
+
+    Args:
+        cfg: A loaded config.
+        path: Its file; a former run's own names the frames of that run.
+        options: What the command line changed of it. Other demo frames are replaced in the folder that a config names,
+            not in one that was named here: those were rendered for something.
+    """
+    if not cfg.get("demo_data"):
+        return
+    from spark_seg.datasets.demo import ensure_demo_data
+
+    if not cfg.data_root:
+        raise UserError("demo_data says what to render, data_root where: set data_root too")
+    replace = "data_root" not in options and path.name != "config.py"
+    ensure_demo_data(cfg.data_root, **cfg.demo_data, replace=replace)
 
 
 def unused(args: argparse.Namespace, cfg: "Config") -> list[str]:

@@ -13,7 +13,7 @@ _LOSS_COPIES = 6
 
 
 def saved_bytes(model: nn.Module, cfg: "Config", bf16: bool) -> int:
-    """Bytes that autograd saves in one forward pass of `batch_size` images at `image_size`: an estimate.
+    """Bytes that autograd saves in one forward pass of `batch_size` images as large as training samples: an estimate.
 
     The pass runs on tensors without content and every distinct storage that autograd's hooks see is counted, except
     weights and buffers. To that the loss adds six fp32 maps of `num_classes` channels at full size. Not in it:
@@ -27,7 +27,9 @@ def saved_bytes(model: nn.Module, cfg: "Config", bf16: bool) -> int:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    batch, size = int(cfg.batch_size), int(cfg.image_size)
+    from spark_seg.recipe_augment import training_window
+
+    batch, (height, width) = int(cfg.batch_size), training_window(cfg)
     # The storages are kept until the end: a freed one's number may come again.
     seen: dict[int, Any] = {}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -42,14 +44,14 @@ def saved_bytes(model: nn.Module, cfg: "Config", bf16: bool) -> int:
                 seen[storage._cdata] = storage
             return tensor
 
-        image = torch.empty(batch, 3, size, size)
+        image = torch.empty(batch, 3, height, width)
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
         ):
             torch.func.functional_call(model, tensors, (image,))
         total = sum(storage.nbytes() for storage in seen.values())
-    return total + _LOSS_COPIES * 4 * batch * int(cfg.num_classes) * size * size
+    return total + _LOSS_COPIES * 4 * batch * int(cfg.num_classes) * height * width
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

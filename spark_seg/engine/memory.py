@@ -3,8 +3,11 @@
 Weights, gradients, optimizer and buffers as DeepSpeed 0.19 lays them out; activations are an estimate.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from spark_seg.engine.combinations import ELEMENTWISE
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -45,18 +48,26 @@ class StagePlan:
         return states + self.buckets + self.activations
 
 
-def _optimizer_bytes(cfg: "Config") -> int:
-    """Bytes of state per trained parameter."""
-    optimizer = cfg.optim_wrapper.optimizer
-    if optimizer.type == "SGD":
-        return _FP32 if optimizer.get("momentum") else 0
-    return 2 * _FP32  # both moments of Adam's family
+def _optimizer_bytes(optimizer: Mapping[str, Any], learning: "Sequence[nn.Parameter]") -> int:
+    """Bytes of an optimizer's state, of its config and what it trains; of optimizers not named here as of Adam."""
+    kind, given = optimizer["type"], optimizer.get
+    if kind == "MuonAdamW":
+        from spark_seg.engine.muon import MuonAdamW
+
+        return _FP32 * sum(len(MuonAdamW.state_keys(p)) * p.numel() for p in learning)
+    copies = {
+        "SGD": bool(given("momentum")),
+        "RMSprop": 1 + bool(given("momentum")) + bool(given("centered")),
+        "Adagrad": 1,
+        "ASGD": 1,
+    }.get(kind, 2 + bool(given("amsgrad")))
+    return _FP32 * copies * sum(p.numel() for p in learning)
 
 
 def stage_plans(
     cfg: "Config", world: int, precision: str, strategy: str
 ) -> tuple["nn.Module", tuple[StagePlan, ...]]:
-    """The costs of ZeRO's stages 0 to 3 (of 0 alone for `single`), and the model as it would train.
+    """The costs of ZeRO's stages 0 to 3 (of 0 alone where ZeRO is not for it), and the model as it would train.
 
     Args:
         cfg: As from `spark_seg.config.load_config`.
@@ -79,7 +90,8 @@ def stage_plans(
         freeze_backbone(model)
     half = precision in ("bf16", "fp16")
     activations = saved_bytes(model, cfg, bf16=half)
-    sizes = _Sizes.of(model, half, _optimizer_bytes(cfg), activations)
+    optimizer = cfg.optim_wrapper.optimizer
+    sizes = _Sizes.of(model, half, optimizer, activations)
     zero = cfg.strategy.get("zero_optimization", {})
     bucket = int(zero.get("reduce_bucket_size", 500_000_000))
     doubled = 2 if zero.get("overlap_comm") else 1
@@ -88,7 +100,8 @@ def stage_plans(
         averaged = _FP32 * sum(p.numel() for p in model.parameters())
         plans = [replace(p, ema=averaged if p.stage < 3 else -(-averaged // world)) for p in plans]
     plans = [_offloaded(p, -(-sizes.trained // world), cfg.get("offload")) for p in plans]
-    return model, tuple(plans[:1] if strategy == "single" else plans)
+    whole = strategy == "single" or optimizer.type not in ELEMENTWISE  # ZeRO is refused
+    return model, tuple(plans[:1] if whole else plans)
 
 
 def _offloaded(plan: StagePlan, part: int, offload: str | None) -> StagePlan:
@@ -118,7 +131,9 @@ class _Sizes:
     count: int
 
     @classmethod
-    def of(cls, model: "nn.Module", bf16: bool, per_param: int, activations: int) -> "_Sizes":
+    def of(
+        cls, model: "nn.Module", bf16: bool, optimizer: Mapping[str, Any], activations: int
+    ) -> "_Sizes":
         from torch import nn
 
         # DeepSpeed reduces the gradients of exactly these classes in the autocast dtype
@@ -139,7 +154,7 @@ class _Sizes:
             other=_FP32 * frozen + buffers,
             wire=sum(p.numel() * width[id(p)] for p in learning),
             widths=tuple(sorted({width[id(p)] for p in learning})),
-            moments=per_param * count,
+            moments=_optimizer_bytes(optimizer, learning),
             activations=activations,
             count=count,
         )

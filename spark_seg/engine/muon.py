@@ -110,6 +110,11 @@ class MuonAdamW(torch.optim.Optimizer):
         """What is kept of a parameter, in tensors of its shape."""
         return ("exp_avg",) if is_matrix(parameter) else ("exp_avg", "exp_avg_sq")
 
+    @staticmethod
+    def counts_steps(parameter: torch.Tensor) -> bool:
+        """Whether a step count is kept of a parameter."""
+        return not is_matrix(parameter)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; parameters without a gradient stay."""

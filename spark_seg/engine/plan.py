@@ -122,7 +122,7 @@ def make_plan(
         total_steps=total,
         warmup_steps=warmup,
         padded=max(0, per_rank * world_size - frames),
-        dropped=(per_rank % batch) * world_size if loader.get("drop_last") else 0,
+        dropped=max(0, per_rank - steps * accumulation * batch) * world_size,
         precision=precision,
         parameters=_parts(model),
         zero_stage=zero_stage(cfg, world_size),
@@ -148,27 +148,28 @@ def _frames(cfg: "Config", notes: list[str]) -> tuple[int, str]:
     from mmseg.registry import DATASETS
 
     from spark_seg.datasets.facts import FRAMES
-    from spark_seg.datasets.layout import SATELLITES, find_root
+    from spark_seg.datasets.layout import SATELLITES, Frame, find_root
+    from spark_seg.datasets.spark import take_subset, without
 
     try:
         dataset = DATASETS.build({**cfg.train_dataloader.dataset, "lazy_init": True})
         return len(dataset.list_frames()), str(find_root(dataset.data_root))
     except UserFileNotFoundError as error:
-        if cfg.get("demo_data"):
-            notes.append("the demo data is not rendered yet")
-            return int(cfg.demo_data["images"]), "the demo data's config"
-        left_out = cfg.get("leave_out") or ()
-        left_out = {left_out} if isinstance(left_out, str) else set(left_out)
-        frames = FRAMES["train"] * len(set(SATELLITES) - left_out)
         subset = cfg.get("subset")
-        if isinstance(subset, float):
-            frames = round(frames * subset)
-        elif isinstance(subset, int) and not isinstance(subset, bool):
-            frames = min(frames, subset)
-        elif subset is not None:
+        if not isinstance(subset, int | float | None):
             raise UserError(f"the data is needed for subset={subset!r}: {error}") from error
-        notes.append(f"the data is not here ({error}): SPARK 2024's own numbers are taken")
-        return frames, "SPARK 2024's published numbers"
+        total, told = FRAMES["train"] * len(SATELLITES), "SPARK 2024's published numbers"
+        if cfg.get("demo_data"):
+            total, told = int(cfg.demo_data["images"]), "the demo data's config"
+            notes.append("the demo data is not rendered yet")
+        else:
+            notes.append(f"the data is not here ({error}): SPARK 2024's own numbers are taken")
+        # the satellites take turns, as in both
+        frames = [
+            Frame(f"{k:08d}", SATELLITES[k % len(SATELLITES)], "train", "", "")
+            for k in range(total)
+        ]
+        return len(take_subset(without(frames, cfg.get("leave_out")), subset)), told
 
 
 def _schedule(cfg: "Config", steps: int) -> tuple[int, int]:

@@ -56,8 +56,9 @@ def gather_optimizer_state(
             value = _get(optimizer, parameter, key)
             if keep and value is not None:
                 state[f"{name}{SEPARATOR}{key}"] = value.detach().float().cpu().clone()
-    step = next((s[_STEP] for s in _base(optimizer).state.values() if _STEP in s), None)
-    if keep and step is not None:
+    steps = [s[_STEP] for s in _base(optimizer).state.values() if _STEP in s] if keep else []
+    if steps:
+        step = max(steps, key=float)
         state[_STEP] = torch.as_tensor(step, dtype=torch.float32).detach().cpu().clone()
     return state
 
@@ -175,8 +176,9 @@ def _create(
         every = sorted({key for keys in own.values() for key in keys})
         for partition in partitions:
             base.state[partition] = {key: torch.zeros_like(partition) for key in every}
+    counts_steps = getattr(base, "counts_steps", lambda parameter: True)
     for owner in list(base.state) if partitions is None else partitions:
-        if step is not None:
+        if step is not None and counts_steps(owner):
             base.state[owner][_STEP] = _own_step(base, owner, step)
     _link(optimizer)
 

@@ -122,6 +122,18 @@ def test_goes_on_bit_for_bit() -> None:
     steps(again, other, 3, seed=2)
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+    # and again: the count of steps goes on too, of which matrices have none
+    state = gather_optimizer_state(other, again, keep=True)
+    assert state["step"] == 6
+    third = model()
+    third.load_state_dict(again.state_dict())
+    last = MuonAdamW(third.parameters(), lr=1e-2)
+    scatter_optimizer_state(last, third, state)
+    assert [len(s) for s in last.state.values()] == [len(s) for s in one.state.values()]
+    steps(whole, one, 3, seed=3)
+    steps(third, last, 3, seed=3)
+    for a, b in zip(whole.parameters(), third.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_state_that_lacks_a_part_is_told() -> None:

@@ -38,11 +38,14 @@ def test_schedule_of_the_full_set() -> None:
     assert found.precision == "bf16"
 
 
-def test_padding_and_subsets() -> None:
+def test_padding_and_subsets(tmp_path: Path) -> None:
     found = plan(7, subset=0.001, leave_out="Soho", batch_size=2)  # 54 frames over 7: 8 each
     assert (found.frames, found.padded) == (54, 2)
     assert (found.steps_per_epoch, found.dropped) == (4, 0)
     assert plan(subset=50).frames == 50
+    demo = {"data_root": str(tmp_path / "none"), "image_size": 96}
+    assert plan(config="segformer_b0_spark_demo", subset=0.1, **demo).frames == 160
+    assert plan(config="segformer_b0_spark_demo", leave_out=["Soho"], **demo).frames == 1440
 
 
 def test_counts_are_those_of_a_training(tmp_path: Path) -> None:
@@ -68,6 +71,7 @@ def test_accumulation_counts_optimizer_steps() -> None:
     found = make_plan(cfg, 8)
     assert (found.accumulation, found.effective_batch) == (4, 256)
     assert found.steps_per_epoch == 60000 // 8 // 8 // 4
+    assert found.dropped == 60000 - found.steps_per_epoch * 256, "also batches that fill no step"
     assert any("no multiple" in note for note in found.notes)
 
 
@@ -99,14 +103,31 @@ def test_memory_follows_from_counts() -> None:
     assert all(s.sent == 0 for s in plan(1).stages)
 
 
-def test_weights_and_gradients_are_what_torch_allocates() -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("AdamW", {}),
+        ("AdamW", {"amsgrad": True}),
+        ("SGD", {"momentum": 0.9}),
+        ("RMSprop", {"centered": True}),
+        ("Adagrad", {}),
+        ("MuonAdamW", {}),
+    ],
+)
+def test_weights_and_gradients_are_what_torch_allocates(kind: str, options: dict[str, Any]) -> None:
     """The sum for stage 0, held against a model and an optimizer after one step."""
     from mmseg.registry import MODELS
 
-    cfg = load_config("segformer_b0_spark", {"image_size": 64, **FULL})
-    stage = make_plan(cfg).stages[0]
+    from spark_seg.engine.muon import MuonAdamW
+
+    given = {"optim_wrapper.optimizer": {"type": kind, "lr": 1e-3, **options}}
+    cfg = load_config("segformer_b0_spark", {"image_size": 64, **FULL, **given})
+    stages = make_plan(cfg).stages
+    assert [s.stage for s in stages] == ([0] if kind == "MuonAdamW" else [0, 1, 2, 3])
+    stage = stages[0]
     model = MODELS.build(cfg.model)
-    optimizer = torch.optim.AdamW(model.parameters())
+    make = MuonAdamW if kind == "MuonAdamW" else getattr(torch.optim, kind)
+    optimizer = make(model.parameters(), lr=1e-3, **options)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -130,6 +151,12 @@ def test_activations_follow_batch_and_precision() -> None:
     # autocast keeps a bf16 copy of each weight beside the smaller maps
     assert 0.4 * large < activations(batch_size=1, image_size=256, precision="bf16") < 0.9 * large
     assert activations(batch_size=1, freeze_backbone=True, precision="fp32") < 0.6 * one
+
+
+def test_activations_are_those_of_the_windows() -> None:
+    """A training of windows keeps what their size asks, not the frame's."""
+    small = plan(image_size=64, batch_size=1).stages[0].activations
+    assert plan(image_size=128, batch_size=1, crop_size=64).stages[0].activations == small
 
 
 def test_activations_equal_what_a_real_pass_saves() -> None:
@@ -167,6 +194,9 @@ def test_activations_equal_what_a_real_pass_saves() -> None:
         (20, {}, "20 processes do not fill nodes of 8 GPUs"),
         (8, {"subset": 40}, "batch_size=8 is more than the 5 frames that each of 8"),
         (1, {"subset": "ids.txt"}, "the data is needed for subset='ids.txt'"),
+        (1, {"subset": 2.0}, "a share lies above 0"),
+        (1, {"subset": 100_000}, "has 60000 frames"),
+        (1, {"leave_out": "soho"}, "unknown satellite 'soho'; did you mean 'Soho'"),
     ],
 )
 def test_refused_with_the_reason(world_size: int, options: dict[str, Any], told: str) -> None:

@@ -36,6 +36,7 @@ _MADE_BY = "spark_seg demo data"
 _OURS = ("tree", "old")  # what is being built, what it replaces
 _CHUNK = 4
 _LEAST_SIZE = 32
+_CHOSEN = ("images", "val", "test", "size", "seed", "train_size", "domain")
 
 
 def default_counts(images: int, val: int | None = None, test: int | None = None) -> dict[str, int]:
@@ -111,7 +112,8 @@ def ensure_demo_data(
     Processes that ask for the same tree at once take turns; the later ones find it made.
 
     Args:
-        replace: Whether a tree of ours with other frames may be replaced. All else as of `make_demo_data`.
+        replace: Whether a tree of ours with other frames may be replaced; one of an older renderer is in any case. All
+            else as of `make_demo_data`.
 
     Returns:
         As `make_demo_data`; `rendered` tells whether there was anything to do.
@@ -126,10 +128,11 @@ def ensure_demo_data(
     if present is not None:
         return present
     other = _manifest(path)
-    if other is not None and not replace:
+    if other is not None and not replace and any(other.get(k) != spec.get(k) for k in _CHOSEN):
         made = ", ".join(f"{key} {other.get(key)}" for key in spec if key != "made_by")
         raise UserError(
-            f"{path} holds other demo frames ({made}): --force to render over them, or name another folder"
+            f"{path} holds other demo frames ({made}): name another folder; make_demo_data --force renders over "
+            "them, and a config takes them as they are with demo_data=None"
         )
     with _beside(path) as partial:
         return _present(path, spec) or _fill(path, partial, spec, workers)

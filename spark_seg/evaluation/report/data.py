@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-@dataclass
+@dataclass(eq=False)  # by identity: arrays are not compared
 class Run:
     """An evaluation's results.
 

@@ -127,8 +127,9 @@ var down=h.getAttribute("aria-sort")?h.getAttribute("aria-sort")==="ascending":h
 var key=function(r){var v=r.cells[i].dataset.v;return v===undefined?r.cells[i].textContent:v===""?NaN:+v};
 var rows=Array.prototype.map.call(t.tBodies[0].rows,function(r){return[key(r),r]});
 rows.sort(function(a,b){var x=a[0],y=b[0];
-if(typeof x==="string")return(down?-1:1)*x.localeCompare(y,undefined,{numeric:true});
-if(x!==x||y!==y)return(x!==x)-(y!==y);return(down?-1:1)*(x-y)});
+if(x!==x||y!==y)return(x!==x)-(y!==y);
+if(typeof x==="string"||typeof y==="string")return(down?-1:1)*String(x).localeCompare(y,undefined,{numeric:true});
+return(down?-1:1)*(x-y)});
 rows.forEach(function(r){t.tBodies[0].appendChild(r[1])});
 Array.prototype.forEach.call(heads,function(o){o.removeAttribute("aria-sort")});
 h.setAttribute("aria-sort",down?"descending":"ascending")})})});

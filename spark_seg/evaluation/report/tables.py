@@ -237,7 +237,8 @@ def images(run: Run, limit: int) -> Section:
         cells.append(f"{100 * share[index]:.2f}")
         for key, _ in columns:
             value, counted = (array[index] for array in run.values[key])
-            cells.append(percent(value) if counted else Cell("–", float("nan")))
+            told = percent(value) if counted else "–"
+            cells.append(Cell(told, float(value) if counted else float("nan")))
         cells += [str(int(array[index])) for array in (missed, alarm, swapped)]
         rows.append(cells)
     names = [name for _, name in columns]

@@ -142,6 +142,32 @@ def test_the_same_tree_is_made_once(tmp_path: Path) -> None:
     assert [p.name for p in root.parent.iterdir()] == ["demo"], "nothing is left beside the tree"
 
 
+def test_frames_that_were_named_are_not_rendered_over(tmp_path: Path) -> None:
+    """A config's demo data over a tree that was rendered for something, as `--domain hard` is."""
+    from spark_seg.cli.common import render_demo_data
+    from spark_seg.config import load_config
+
+    root, few = tmp_path / "hard", dict(images=1, size=64, val=1, test=1, workers=1)
+    make_demo_data(root, **few, domain="hard")
+    before = (root / "demo.json").read_bytes()
+    cfg = load_config("segformer_b0_spark_demo", {"data_root": str(root)})
+    cfg.demo_data = few
+    for path, options in (
+        ("segformer_b0_spark_demo.py", {"data_root": str(root)}),
+        ("config.py", {}),
+    ):
+        with pytest.raises(
+            UserError, match=r"holds other demo frames .*domain hard.*demo_data=None"
+        ):
+            render_demo_data(cfg, Path(path), options)
+    assert (root / "demo.json").read_bytes() == before
+    render_demo_data(cfg, Path("segformer_b0_spark_demo.py"), {})
+    made = json.loads((root / "demo.json").read_text())
+    assert "domain" not in made
+    (root / "demo.json").write_text(json.dumps({**made, "version": made["version"] - 1}))
+    assert ensure_demo_data(root, **few, replace=False)["rendered"]
+
+
 def test_two_that_ask_at_once_render_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(ensure_demo_data, tmp_path / "d", 4, 64, workers=1) for _ in range(2)]

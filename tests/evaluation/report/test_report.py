@@ -201,6 +201,25 @@ def test_two_runs_side_by_side(make: Callable[..., Path], tmp_path: Path) -> Non
     assert (b / "report_compare.html").is_file()
 
 
+def test_a_run_beside_itself(make: Callable[..., Path]) -> None:
+    folder = make()
+    assert main([str(folder), str(folder.parent)]) == 0
+    built(folder / "report_compare.html")
+
+
+def test_columns_with_dashes_are_sorted_by_their_values(make: Callable[..., Path]) -> None:
+    """A number or nothing behind each cell: a text would not be compared with one."""
+    run = load_run(make())
+    for key in ("IoU/panel", "box_IoU"):
+        values, counted = run.values[key]
+        run.values[key] = values, counted & (np.arange(len(values)) != 3)
+    rows = Page(tables.images(run, 100).html).rows
+    assert len(rows) == len(IDS)
+    columns = [{cell is None for cell in column} for column in zip(*rows, strict=True)]
+    assert all(len(kinds) == 1 for kinds in columns)
+    assert sum(cell == "" for row in rows for cell in row) == 2
+
+
 def test_two_runs_that_share_a_part(make: Callable[..., Path]) -> None:
     a = make()
     b = make("b/test_val", ids=IDS[:6], satellites=SATELLITES[:6], seed=1)
