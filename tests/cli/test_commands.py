@@ -87,7 +87,7 @@ def test_unknown_option_names_the_nearest(name: str, capsys: pytest.CaptureFixtu
         (["train", "segformer_b0_spark", "--work", "x"], "unknown argument '--work'"),
         (["train", "segformer_b0_spark", "--cfg-options", "image_size"], "key=value"),
         (["train", "segformer_b0_spark", "--cfg-options", "image_siz=3"], "'image_size'"),
-        (["infer", "segformer_b0_spark"], "--out"),
+        (["infer", "segformer_b0_spark", "--work-dir", "none"], "no checkpoint given and none in"),
         (["infer", "segformer_b0_spark", "--out", "o", "--dtype", "float"], "'float'"),
     ],
 )

@@ -43,7 +43,7 @@ def test_padding_and_subsets(tmp_path: Path) -> None:
     assert (found.frames, found.padded) == (54, 2)
     assert (found.steps_per_epoch, found.dropped) == (4, 0)
     assert plan(subset=50).frames == 50
-    demo = {"data_root": str(tmp_path / "none"), "image_size": 96}
+    demo = {"data_root": str(tmp_path / "none"), "image_size": 384}
     assert plan(config="segformer_b0_spark_demo", subset=0.1, **demo).frames == 160
     assert plan(config="segformer_b0_spark_demo", leave_out=["Soho"], **demo).frames == 1440
 

@@ -129,7 +129,7 @@ def ensure_demo_data(
         return present
     other = _manifest(path)
     if other is not None and not replace and any(other.get(k) != spec.get(k) for k in _CHOSEN):
-        made = ", ".join(f"{key} {other.get(key)}" for key in spec if key != "made_by")
+        made = ", ".join(f"{key} {other[key]}" for key in ("version", *_CHOSEN) if key in other)
         raise UserError(
             f"{path} holds other demo frames ({made}): name another folder; make_demo_data --force renders over "
             "them, and a config takes them as they are with demo_data=None"
