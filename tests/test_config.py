@@ -160,6 +160,7 @@ def test_boundaries_and_boxes_may_choose_the_best_where_they_are_counted() -> No
         assert load_config(B0, {"save_best": name}).save_best == name
         with pytest.raises(UserError, match="is no metric"):
             load_config(B0, {"save_best": name, "val_evaluator.details": False})
+    assert load_config(B0, {"val_evaluator.details": None})
     wide = {"save_best": "boundary_F5px/craft", "val_evaluator.boundary_px": 5}
     assert load_config(B0, wide).save_best == wide["save_best"]
 

@@ -129,3 +129,16 @@ def test_an_environment_whose_making_was_interrupted_is_made_over(tmp_path: Path
         )
         assert (tmp_path / "made").read_text() == "again\n"
     assert half.read_text().endswith("exit 0\n")
+    half.unlink()
+    half.symlink_to(tmp_path / "removed")
+    python.write_text(
+        '#!/bin/sh\n[ "$1 $2" != "-m venv" ] || { mkdir -p .venv/bin; cp "$0" .venv/bin/pip;'
+        ' cp "$0" .venv/bin/python; echo anew >>made; }\n'
+    )
+    subprocess.run(
+        ["bash", "-ec", ". tools/setup_env.sh; setup_env '[fast]'"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": str(python)},
+        check=True,
+    )
+    assert (tmp_path / "made").read_text() == "again\nanew\n", "its Python was gone"

@@ -31,6 +31,8 @@ install_torch() {
 setup_env() {
     local extras=$1 python stamp want
     export PIP_DISABLE_PIP_VERSION_CHECK=1
+    # its Python has been removed or replaced: nothing in it works
+    if [ -L .venv/bin/python ] && [ ! -e .venv/bin/python ]; then rm -rf .venv; fi
     # pip comes last: without it the environment is one whose making was interrupted, and is made over
     if [ ! -x .venv/bin/pip ]; then
         python=$(find_python) || exit 1

@@ -140,12 +140,17 @@ def prepare(args: argparse.Namespace) -> "Config":
         print(f"config: {change}")
     path = find_config(args.config)
     default = str(Path("work_dirs") / path.stem)
-    if path.name == "config.py" and (path.parent / "checkpoints").is_dir():
+    if _is_runs_own(path):
         cfg.work_dir = default = str(path.parent)  # a run's own, wherever the run was moved
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or default
     if not getattr(args, "dry_run", False):
         render_demo_data(cfg, path, options)
     return cfg
+
+
+def _is_runs_own(config: Path) -> bool:
+    """Whether a config is what a training has left in its folder."""
+    return config.name == "config.py" and (config.parent / "checkpoints").is_dir()
 
 
 def render_demo_data(cfg: "Config", path: Path, options: Mapping[str, Any]) -> None:
@@ -163,7 +168,7 @@ def render_demo_data(cfg: "Config", path: Path, options: Mapping[str, Any]) -> N
 
     if not cfg.data_root:
         raise UserError("demo_data says what to render, data_root where: set data_root too")
-    replace = "data_root" not in options and path.name != "config.py"
+    replace = "data_root" not in options and not _is_runs_own(path)
     ensure_demo_data(cfg.data_root, **cfg.demo_data, replace=replace)
 
 

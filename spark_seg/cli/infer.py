@@ -1,4 +1,4 @@
-"""`infer.py CONFIG [CHECKPOINT] --out DIR`: predicts images and writes the submission zip."""
+"""`infer.py CONFIG [CHECKPOINT] [--out DIR]`: predicts images and writes the submission zip."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from spark_seg.cli.common import (
     prepare,
     tell_unused,
 )
-from spark_seg.cli.which_run import tell_differences
+from spark_seg.cli.which_run import results_folder, tell_differences
 from spark_seg.errors import UserError, UserFileNotFoundError
 
 PRECISIONS = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16", "int8")}
@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     add_common(parser)
     add_checkpoint(parser)
     parser.add_argument(
-        "--out", help="folder of submission.zip (default: submission in the work folder)"
+        "--out",
+        help="folder of submission.zip (default: <work dir>/submission; of another run's weights: "
+        "submission_<its name>)",
     )
     parser.add_argument(
         "--images",
@@ -65,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.overlays < 0:
         raise UserError(f"--overlays {args.overlays}: give a number from 0 up")
     cfg = prepare(args)
-    args.out = args.out or str(Path(cfg.work_dir) / "submission")
     checkpoint = _checkpoint(args, cfg.work_dir)
+    args.out = args.out or str(results_folder(cfg.work_dir, checkpoint, "submission"))
     if args.images:
         cfg.test_dataloader.dataset.images = args.images
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     from spark_seg.engine.failures import forget_first, recorded
     from spark_seg.evaluation.run import evaluate
 
-    out = Path(args.out or results_folder(cfg.work_dir, checkpoint, args.split))
+    out = Path(args.out or results_folder(cfg.work_dir, checkpoint, f"test_{args.split}"))
     if this_process().is_main:
         forget_first(out)
         tell_differences(cfg, checkpoint, args.config)

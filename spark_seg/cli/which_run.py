@@ -22,13 +22,12 @@ def run_of(checkpoint: str | Path) -> Path | None:
     return None
 
 
-def results_folder(work_dir: str | Path, checkpoint: str | Path, split: str) -> Path:
-    """Where an evaluation's files go by default: beside a run's own results, not over them, for another's weights."""
-    work, run = Path(work_dir), run_of(checkpoint)
-    own = work / f"test_{split}"
+def results_folder(work_dir: str | Path, checkpoint: str | Path | None, name: str) -> Path:
+    """Where results go by default: beside a run's own of that name, not over them, for another run's weights."""
+    work, run = Path(work_dir), None if checkpoint is None else run_of(checkpoint)
     if run is None or run == work.resolve() or not (work / "checkpoints").is_dir():
-        return own
-    return work / f"test_{split}_{run.name}"
+        return work / name
+    return work / f"{name}_{run.name}"
 
 
 def tell_differences(cfg: "Config", checkpoint: str | Path, config: str) -> None:

@@ -4,7 +4,7 @@ value."""
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +320,9 @@ def take_subset(frames: list[Frame], subset: Subset) -> list[Frame]:
 
 
 def _texts(key: str, what: str, given: Any) -> list[str]:
-    items = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    items = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        items = sorted(given, key=str) if isinstance(given, set | frozenset) else list(given)
     wrong = [item for item in items if not isinstance(item, str)]
     if wrong:
         raise UserError(f"{key}={given!r}: {wrong[0]!r} is no text; give {what}")

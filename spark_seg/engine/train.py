@@ -92,6 +92,7 @@ def _take_folder(cfg: "Config", lock: FolderLock, anew: bool) -> None:
     if anew:
         set_aside(cfg.work_dir, cfg.get("pretrained"))
     lock.take(True)
+    forget_first(cfg.work_dir)  # whoever else wanted a new folder may have failed in it before
 
 
 def find_resume(work_dir: str, resume: bool | str | Path) -> Path | None:

@@ -52,7 +52,7 @@ def metrics_of(
 
 def metric_names(evaluator: Mapping[str, Any]) -> list[str]:
     """The flat keys that a `SparkMetric` of these arguments gives a training to choose by: more is better."""
-    sizes = np.full((1, 2), int(evaluator.get("details", True)))
+    sizes = np.full((1, 2), int(bool(evaluator.get("details", True))))
     options = CountOptions(several("boundary_px", evaluator.get("boundary_px", BOUNDARY_PX)))
     names, nothing = np.array([""]), np.zeros((1, 3, 3), np.int64)
     found = metrics_of(ImageCounts(names, names, nothing, sizes=sizes, options=options))

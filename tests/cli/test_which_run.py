@@ -35,10 +35,12 @@ def test_the_run_of_a_checkpoint(tree: Path, tmp_path: Path) -> None:
 
 def test_anothers_weights_leave_a_runs_results_alone(tree: Path, tmp_path: Path) -> None:
     mine, other = run(tmp_path / "mine", tree), run(tmp_path / "other", tree)
-    assert results_folder(mine, mine / "checkpoints" / "best", "val") == mine / "test_val"
-    assert results_folder(mine, other, "val") == mine / "test_val_other"
-    assert results_folder(tmp_path / "none", other, "val") == tmp_path / "none" / "test_val"
-    assert results_folder(mine, tmp_path / "loose.pth", "train") == mine / "test_train"
+    assert results_folder(mine, mine / "checkpoints" / "best", "test_val") == mine / "test_val"
+    assert results_folder(mine, other, "test_val") == mine / "test_val_other"
+    assert results_folder(mine, other, "submission") == mine / "submission_other"
+    assert results_folder(tmp_path / "none", other, "test_val") == tmp_path / "none" / "test_val"
+    assert results_folder(mine, tmp_path / "loose.pth", "test_train") == mine / "test_train"
+    assert results_folder(mine, None, "submission") == mine / "submission"
 
 
 def test_another_size_is_told(

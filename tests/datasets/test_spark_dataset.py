@@ -144,6 +144,9 @@ def test_satellites_left_out(spark_tree):
     assert {name.split("/")[0] for name in left} == {"VenusExpress", "Cheops"}
     left = build(spark_tree, split="val", leave_out=["XMM Newton", "Cheops"], subset=2)
     assert {name.split("/")[0] for name in ids(left)} == {"VenusExpress"}
+    assert ids(build(spark_tree, split="val", leave_out={"XMM Newton", "Cheops"}, subset=2)) == ids(
+        left
+    )
     # A satellite of SPARK's that this copy does not have is no mistake.
     assert len(build(spark_tree, split="val", leave_out="Soho")) == 9
 

@@ -127,15 +127,22 @@ def ensure_demo_data(
     present = _present(path, spec)
     if present is not None:
         return present
+    if not replace:
+        _refuse_others(path, spec)
+    with _beside(path) as partial:
+        if not replace:  # of whom we waited for
+            _refuse_others(path, spec)
+        return _present(path, spec) or _fill(path, partial, spec, workers)
+
+
+def _refuse_others(path: Path, spec: dict[str, Any]) -> None:
     other = _manifest(path)
-    if other is not None and not replace and any(other.get(k) != spec.get(k) for k in _CHOSEN):
+    if other is not None and any(other.get(k) != spec.get(k) for k in _CHOSEN):
         made = ", ".join(f"{key} {other[key]}" for key in ("version", *_CHOSEN) if key in other)
         raise UserError(
             f"{path} holds other demo frames ({made}): name another folder; make_demo_data --force renders over "
             "them, and a config takes them as they are with demo_data=None"
         )
-    with _beside(path) as partial:
-        return _present(path, spec) or _fill(path, partial, spec, workers)
 
 
 def _spec(

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -152,20 +154,43 @@ def test_frames_that_were_named_are_not_rendered_over(tmp_path: Path) -> None:
     before = (root / "demo.json").read_bytes()
     cfg = load_config("segformer_b0_spark_demo", {"data_root": str(root)})
     cfg.demo_data = few
-    for path, options in (
-        ("segformer_b0_spark_demo.py", {"data_root": str(root)}),
-        ("config.py", {}),
-    ):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    named = {"data_root": str(root)}
+    for path, options in ((Path("segformer_b0_spark_demo.py"), named), (run / "config.py", {})):
         with pytest.raises(
             UserError, match=r"holds other demo frames .*domain hard.*demo_data=None"
         ):
-            render_demo_data(cfg, Path(path), options)
+            render_demo_data(cfg, path, options)
     assert (root / "demo.json").read_bytes() == before
-    render_demo_data(cfg, Path("segformer_b0_spark_demo.py"), {})
+    render_demo_data(cfg, Path("config.py"), {})  # a config of one's own, whatever its name
     made = json.loads((root / "demo.json").read_text())
     assert "domain" not in made
     (root / "demo.json").write_text(json.dumps({**made, "version": made["version"] - 1}))
     assert ensure_demo_data(root, **few, replace=False)["rendered"]
+
+
+def test_who_waited_for_other_frames_leaves_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that name one new folder and ask for different frames: the second finds the first's when it may begin."""
+    from spark_seg.datasets.demo import tree
+
+    root, few = tmp_path / "both", dict(size=64, val=1, test=1, workers=1)
+    beside = tree._beside
+
+    @contextmanager
+    def waited(path: Path) -> Iterator[Path]:
+        monkeypatch.setattr(tree, "_beside", beside)
+        make_demo_data(root, 1, **few)
+        with beside(path) as partial:
+            yield partial
+
+    monkeypatch.setattr(tree, "_beside", waited)
+    with pytest.raises(UserError, match="holds other demo frames"):
+        ensure_demo_data(root, 2, **few, replace=False)
+    assert len(rows_of(root / "train.csv")) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["both"]
 
 
 def test_two_that_ask_at_once_render_once(tmp_path: Path) -> None:
