@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,8 @@ def test_steps_made_again_are_hidden(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         first[0].log({"train/loss": 1.0}, step)
     first[0].close("failed")
+    # files are read in the order of their names: the second, host, process, and then a count as text, 10 before 9
+    time.sleep(1.1)
     second, _ = open_trackers(tmp_path, 2, True, {})
     second[0].log({"train/loss": 2.0}, 3)
     second[0].close("finished")
