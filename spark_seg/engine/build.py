@@ -1,6 +1,7 @@
 """From a loaded config to a runner for training or for prediction."""
 
 import copy
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -190,6 +191,9 @@ def _set_strategy(cfg: "Config", strategy: str, init: Any) -> None:
     tf32 = cfg.get("allow_tf32")
     if tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if tf32 and not torch.cuda.is_available() and this_process().is_main:
+        # a training is refused; a run from a GPU may be evaluated here
+        print("warning: allow_tf32=True changes nothing without a GPU", file=sys.stderr)
     if precision == "fp16" and not cfg.get("optim_wrapper") and not torch.cuda.is_available():
         precision = "fp32"  # trained on a GPU, evaluated on a CPU
     given = {

@@ -74,8 +74,9 @@ class FolderLock:
             if self._holds(path):
                 break
             self.release()  # the folder was moved, or the file removed, in between
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: whose lock it is is told to others only
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def release(self) -> None:
         """Lets go."""

@@ -113,11 +113,15 @@ def _torchs_tf32() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_torchs_tf32")
 @pytest.mark.parametrize("allowed", [None, True, False])
-def test_tf32_is_torchs_choice_or_the_configs(allowed: bool | None) -> None:
+def test_tf32_is_torchs_choice_or_the_configs(
+    allowed: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of matrix products and convolutions alike, in trainings and predictions."""
     _set_strategy(config({"allow_tf32": allowed}), "deepspeed", None)
     found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     assert found == ((False, True) if allowed is None else (allowed, allowed))
+    told = "changes nothing without a GPU" in capsys.readouterr().err
+    assert told == (allowed is True and not torch.cuda.is_available())
 
 
 @pytest.mark.parametrize(
